@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# make help lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= /usr/bin/python3
+DESTDIR ?=
+PREFIX ?= /usr
+# Debian: where packages (not pip) put modules of the system's Python.
+PYTHON_SITE ?= $(PREFIX)/lib/python3/dist-packages
+VENV := .venv
+
+.PHONY: help setup lint test test-unit test-vm demo install clean
+
+help:
+	@echo "make setup       install what is needed (apt) and make .venv"
+	@echo "make demo        crash a virtual machine, watch it come back, open its dump"
+	@echo "make test        every test: lint, unit, bus, virtual machines"
+	@echo "make test-unit   only those that need neither root nor a virtual machine"
+	@echo "make test-vm     only those in virtual machines"
+	@echo "make lint        linters and type checks"
+	@echo "make install     install to DESTDIR as a Debian package would"
+
+# --- setup ---------------------------------------------------------------------------------------------------
+
+setup: $(VENV)/.stamp
+
+$(VENV)/.stamp: pyproject.toml tests/debian-packages.txt
+	@tests/install-debian-packages
+	@echo "Making the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+# --- tests ---------------------------------------------------------------------------------------------------
+
+lint: setup
+	$(VENV)/bin/pytest tests/lint
+
+test-unit: setup
+	$(VENV)/bin/pytest tests/unit tests/bus
+
+test-vm: setup
+	$(VENV)/bin/pytest tests/vm
+
+test: setup
+	$(VENV)/bin/pytest tests/lint tests/unit tests/bus tests/vm
+
+demo: setup
+	@$(VENV)/bin/python -m tests.vm.demo
+
+# --- installation --------------------------------------------------------------------------------------------
+
+install:
+	install -d $(DESTDIR)$(PYTHON_SITE)
+	find kdump_service -name '*.py' -printf '%P\0' | while IFS= read -r -d '' file; do \
+	  install -D -m 644 "kdump_service/$$file" "$(DESTDIR)$(PYTHON_SITE)/kdump_service/$$file"; done
+	install -D -m 755 packaging/bin/kdump-service $(DESTDIR)$(PREFIX)/bin/kdump-service
+	install -D -m 755 packaging/bin/kdumpctl $(DESTDIR)$(PREFIX)/bin/kdumpctl
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system units/*.service units/*.target
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system/emergency.target.wants
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system/rescue.target.wants
+	ln -sf ../kdump-capture.service $(DESTDIR)$(PREFIX)/lib/systemd/system/emergency.target.wants/
+	ln -sf ../kdump-capture.service $(DESTDIR)$(PREFIX)/lib/systemd/system/rescue.target.wants/
+	install -D -m 644 units/kdump-service.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/kdump-service.catalog
+	install -D -m 644 dbus/org.kdump.Kdump1.conf $(DESTDIR)$(PREFIX)/share/dbus-1/system.d/org.kdump.Kdump1.conf
+	install -D -m 644 dbus/org.kdump.Kdump1.service $(DESTDIR)$(PREFIX)/share/dbus-1/system-services/org.kdump.Kdump1.service
+	install -D -m 644 dbus/org.kdump.Kdump1.xml $(DESTDIR)$(PREFIX)/share/dbus-1/interfaces/org.kdump.Kdump1.xml
+	install -D -m 644 dbus/org.kdump.Kdump1.policy $(DESTDIR)$(PREFIX)/share/polkit-1/actions/org.kdump.Kdump1.policy
+	install -D -m 644 packaging/kdump-service.conf $(DESTDIR)/etc/kdump-service.conf
+	install -D -m 644 packaging/man/kdump-service.8 $(DESTDIR)$(PREFIX)/share/man/man8/kdump-service.8
+	install -D -m 644 packaging/man/kdumpctl.8 $(DESTDIR)$(PREFIX)/share/man/man8/kdumpctl.8
+	install -D -m 644 packaging/man/kdump-service.conf.5 $(DESTDIR)$(PREFIX)/share/man/man5/kdump-service.conf.5
+
+clean:
+	rm -rf build $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

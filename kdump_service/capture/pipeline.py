@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The whole capture, from top to bottom.
+
+Order: name the crash on the console -> a first record, synced -> the image under an incomplete name ->
+verify by reading back -> sync and rename -> the final record -> the final action. A stage that fails is
+recorded, and the next one that can still serve runs.
+
+Nothing here has to succeed for the machine to come back: kdump-capture.service reboots it when this process
+ends, however it ends, and ends it when no bytes have moved for WatchdogSec=.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdump_service import log
+from kdump_service.capture.image import copy_image, make_writer, verify_image
+from kdump_service.capture.progress import MemoryGauge, Progress
+from kdump_service.capture.settings import CaptureSettings, read_capture_settings
+from kdump_service.errors import BadVmcore, KdumpError, TargetUnusable, describe
+from kdump_service.kernel.files import KernelFiles
+from kdump_service.quantity import format_bytes, format_seconds, format_utc, parse_utc
+from kdump_service.record import (
+    FALLBACK_FOLDER,
+    RECORD_FILE,
+    DumpRecord,
+    DumpState,
+    Problem,
+    write_atomically,
+)
+from kdump_service.target.local import LocalDumpFolder, LocalFile, check_room
+from kdump_service.vmcore.reader import Vmcore
+
+__all__ = ["Capture", "Interrupted", "Surroundings"]
+
+logger = logging.getLogger(__name__)
+
+_IMAGE_NAMES = {"none": "vmcore", "lz4": "vmcore.lz4"}
+
+
+class Interrupted(Exception):
+    """The process was asked to end (SIGTERM); raised by the signal handler inside the running stage."""
+
+
+@dataclass
+class Surroundings:
+    """What the capture needs of the process that it runs in."""
+
+    kernel_files: KernelFiles
+    notify: Callable[[str], object]
+    """Takes sd_notify(3) assignments."""
+    clock: Callable[[], float] = time.time
+
+
+class Capture:
+    """One capture; :meth:`run` does it all."""
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._surroundings = surroundings
+        self._kernel_files = surroundings.kernel_files
+        self._root = surroundings.kernel_files.root
+        self._gauge = MemoryGauge(self._kernel_files)
+        self._started = surroundings.clock()
+        self._settings: CaptureSettings = read_capture_settings(self._root)
+        self._record = DumpRecord(
+            name="",
+            host=self._settings.host or self._kernel_files.host_name,
+            boot_id=self._settings.boot_id,
+            format="elf",
+            compression=self._settings.config.compression,
+            capture_uptime_seconds=round(self._kernel_files.uptime_sec(), 2),
+            memory_total_kib=self._gauge.total_kib,
+            memory_available_at_start_kib=self._gauge.available_at_start_kib,
+        )
+        self._folder: LocalDumpFolder | None = None
+
+    def run(self) -> DumpRecord:
+        """Capture, and return what became of it. Failures of stages are in the record, never raised."""
+        for problem in self._settings.problems:
+            self._add_problem("settings", "bad-configuration", problem)
+        with contextlib.ExitStack() as stack:
+            source = None
+            with self._stage("identify"):
+                source = stack.enter_context(self._open_vmcore())
+            self._name_the_crash(source)
+            with self._stage("open-target"):
+                self._folder = self._open_target()
+            if self._folder is None:
+                with self._stage("open-fallback"):
+                    # So that production learns of the crash at least.
+                    fallback = self._root / FALLBACK_FOLDER
+                    self._folder = LocalDumpFolder.create(fallback, None, self._record.name)
+            elif source is not None:
+                with self._stage("first-record"):
+                    self._write_record()
+                self._save_image(source)
+        self._finish()
+        return self._record
+
+    # Stages
+
+    def _open_vmcore(self) -> Vmcore:
+        path = self._kernel_files.vmcore
+        try:
+            return Vmcore(path)
+        except OSError as error:
+            raise BadVmcore(f"{path}: {error.strerror}", "Was this kernel started by a crash?") from error
+
+    def _name_the_crash(self, source: Vmcore | None) -> None:
+        crash_time: int | None = None
+        if source is not None:
+            info = source.vmcoreinfo
+            crash_time = info.crash_time
+            self._record.kernel_release = info.release
+            self._record.kernel_build_id = info.build_id
+            self._record.vmcore_bytes = source.size_bytes
+        self._record.machine = os.uname().machine
+        if crash_time is not None:
+            self._record.crash_time = format_utc(crash_time)
+        moment = format_utc(self._started if crash_time is None else crash_time)
+        host = "".join(c if c.isascii() and (c.isalnum() or c in "-.") else "-" for c in self._record.host)
+        self._record.name = f"{moment.replace('-', '').replace(':', '')}-{host.strip('.-') or 'localhost'}"
+        log.event(
+            logger,
+            logging.INFO,
+            log.MessageId.CAPTURE_STARTED,
+            f"Kernel {self._record.kernel_release or '(unknown)'} of {host} crashed at {moment}; "
+            f"saving {format_bytes(self._record.vmcore_bytes)} of memory to {self._settings.config.target}",
+            KDUMP_NAME=self._record.name,
+            KDUMP_KERNEL_RELEASE=self._record.kernel_release,
+            KDUMP_BOOT_ID=self._record.boot_id,
+        )
+
+    def _open_target(self) -> LocalDumpFolder:
+        target = self._root / self._settings.config.target.lstrip("/")
+        mount_point = self._settings.target_mount_point
+        folder = LocalDumpFolder.create(target, mount_point, self._record.name)
+        self._record.name = folder.path.name
+        return folder
+
+    def _save_image(self, source: Vmcore) -> None:
+        """Write, verify and name the image. Whatever happens, the file says of itself what it is."""
+        assert self._folder is not None
+        name = _IMAGE_NAMES[self._record.compression]
+        image: LocalFile | None = None
+        whole = False
+        with self._stage("write-image"):
+            keep_free_bytes = self._settings.config.keep_free_bytes
+            check_room(self._folder.path, keep_free_bytes)
+            image = self._folder.create_file(f"{name}.incomplete", keep_free_bytes)
+            writer = make_writer(self._record.compression, image, source)
+            progress = self._progress("Saving", source.size_bytes)
+            result = copy_image(source, writer, progress.advance)
+            self._record.zero_bytes = result.zero_bytes
+            image.flush()
+            whole = True
+            if result.unreadable_bytes:
+                whole = False
+                self._add_problem(
+                    "write-image",
+                    BadVmcore.reason,
+                    f"{result.unreadable_bytes} bytes of the crashed kernel's memory could not be read, the "
+                    f"first at offset {result.first_unreadable_offset:#x}; they are zeros in the dump",
+                )
+        if whole:
+            assert image is not None
+            whole = False
+            with self._stage("verify"):
+                verify_image(source, writer, self._progress("Verifying", source.size_bytes).advance)
+                writer.finish()
+                whole = True
+        if image is not None:
+            with self._stage("commit"):
+                self._record.files.append(image.close(name if whole else None))
+                self._record.state = DumpState.COMPLETE if whole else DumpState.INCOMPLETE
+
+    def _finish(self) -> None:
+        record = self._record
+        if record.state is DumpState.CAPTURING:
+            record.state = DumpState.FAILED
+        self._gauge.sample()
+        record.memory_available_low_water_kib = self._gauge.low_water_kib
+        record.peak_resident_kib = self._kernel_files.peak_resident_kib()
+        now = self._surroundings.clock()
+        record.saved_time = format_utc(now)
+        if record.crash_time:
+            record.seconds_to_saved = round(max(now - parse_utc(record.crash_time), 0.0), 1)
+        if self._folder is not None:
+            with self._stage("final-record"):
+                self._write_record()
+        self._report()
+
+    # Helpers
+
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Run one stage: time it, and turn its failure into a problem of the record."""
+        self._surroundings.notify(f"WATCHDOG=1\nSTATUS=Stage: {name}")
+        started = time.monotonic()
+        try:
+            yield
+        except KdumpError as error:
+            self._add_problem(name, error.reason, f"{describe(error)}. {error.hint}".strip())
+        except Interrupted:
+            self._add_problem(name, "interrupted", "the capture was asked to end before it was done")
+        except MemoryError:
+            self._add_problem(name, "no-memory", "the capture boot has no memory left; reserve more")
+        except Exception as error:  # an edge: a fault of ours in one stage must not cost the stages behind it
+            logger.debug("stage %s", name, exc_info=True)
+            self._add_problem(name, KdumpError.reason, describe(error))
+        finally:
+            self._record.stage_seconds[name] = round(time.monotonic() - started, 3)
+            self._gauge.sample()
+
+    def _add_problem(self, stage: str, reason: str, message: str) -> None:
+        self._record.problems.append(Problem(stage, reason, message))
+        logger.error("%s: %s", stage, message)
+
+    def _progress(self, what: str, total_bytes: int) -> Progress:
+        return Progress(what, total_bytes, self._gauge, self._surroundings.notify, logger.info)
+
+    def _write_record(self) -> None:
+        assert self._folder is not None
+        path: Path = self._folder.path / RECORD_FILE
+        try:
+            write_atomically(path, self._record.to_json())
+        except OSError as error:
+            raise TargetUnusable(f"{path}: {error.strerror}") from error
+
+    def _report(self) -> None:
+        record = self._record
+        fields: dict[str, str | int | float] = {
+            "KDUMP_NAME": record.name,
+            "KDUMP_STATE": record.state,
+            "KDUMP_STORED_BYTES": record.stored_bytes,
+            "KDUMP_SECONDS": record.seconds_to_saved,
+        }
+        where = self._folder.path if self._folder else "nowhere"
+        if record.state is DumpState.COMPLETE:
+            text = (
+                f"Dump saved: {where}, {format_bytes(record.stored_bytes)} for "
+                f"{format_bytes(record.vmcore_bytes)} of memory, "
+                f"{format_seconds(record.seconds_to_saved)} after the crash"
+            )
+            log.event(logger, logging.INFO, log.MessageId.DUMP_SAVED, text, **fields)
+            return
+        why = record.problems[-1].message if record.problems else "no stage said why"
+        if record.state is DumpState.INCOMPLETE:
+            text = f"Dump incomplete: {where}, {format_bytes(record.stored_bytes)}: {why}"
+            log.event(logger, logging.ERROR, log.MessageId.DUMP_INCOMPLETE, text, **fields)
+        else:
+            text = f"No dump: {why} (record: {where})"
+            log.event(logger, logging.ERROR, log.MessageId.CAPTURE_FAILED, text, **fields)

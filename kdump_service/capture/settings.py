@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What arming left for the capture boot. Reading it never fails: no typo and no lost file may cost a dump."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdump_service.config import CAPTURE_SETTINGS_FILE, Config
+
+__all__ = ["CaptureSettings", "read_capture_settings"]
+
+
+@dataclass(frozen=True)
+class CaptureSettings:
+    """The configuration of the boot that crashed, and who it was."""
+
+    config: Config = field(default_factory=Config)
+    boot_id: str = ""
+    host: str = ""
+    target_mount_point: Path | None = None
+    problems: tuple[str, ...] = ()
+    """What could not be used; defaults stand in its place."""
+
+
+def read_capture_settings(root: Path) -> CaptureSettings:
+    """Read what :func:`kdump_service.arm.plan.write_capture_settings` wrote; defaults for what is missing."""
+    path = root / CAPTURE_SETTINGS_FILE
+    try:
+        document: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        return CaptureSettings(problems=(f"{path}: {error}; defaults are used",))
+    config_document = document.get("config")
+    config, problems = Config.from_json(config_document if isinstance(config_document, dict) else {})
+
+    def text(key: str) -> str:
+        value = document.get(key)
+        return value if isinstance(value, str) else ""
+
+    mount_point = text("target_mount_point")
+    return CaptureSettings(
+        config=config,
+        boot_id=text("boot_id"),
+        host=text("host"),
+        target_mount_point=Path(mount_point) if mount_point.startswith("/") else None,
+        problems=tuple(f"{path}: {problem}" for problem in problems),
+    )

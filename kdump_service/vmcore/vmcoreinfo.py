@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""VMCOREINFO: what the crashed kernel says of itself, as lines ``KEY=value``.
+
+Written by the kernel in kernel/vmcore_info.c (kernel/crash_core.c before 6.9). A key that is absent means
+that the kernel does not say, never that it is old.
+"""
+
+from __future__ import annotations
+
+__all__ = ["VmcoreInfo"]
+
+
+class VmcoreInfo:
+    """The keys and values; typed readers for those that are used."""
+
+    def __init__(self, content: bytes) -> None:
+        self._values: dict[str, str] = {}
+        for line in content.rstrip(b"\0").decode("utf-8", "replace").splitlines():
+            key, separator, value = line.partition("=")
+            if separator:
+                self._values[key] = value
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def text(self, key: str) -> str:
+        """The value as it stands, empty if absent."""
+        return self._values.get(key, "")
+
+    @property
+    def release(self) -> str:
+        """OSRELEASE: the crashed kernel's ``uname -r``."""
+        return self.text("OSRELEASE")
+
+    @property
+    def build_id(self) -> str:
+        """BUILD-ID (5.9 and later): what debuginfod and symbol packages are found by."""
+        return self.text("BUILD-ID")
+
+    @property
+    def crash_time(self) -> int | None:
+        """CRASHTIME: seconds since the epoch by the crashed kernel's clock; None if absent."""
+        value = self.text("CRASHTIME")
+        return int(value) if value.isascii() and value.isdigit() else None

@@ -8,6 +8,7 @@ each call sees its own caller, however many run at once.
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import ContextVar
 
 from dbus_next import Message, MessageType, Variant
@@ -21,6 +22,12 @@ caller: ContextVar[str] = ContextVar("caller")
 """Unique bus name of the client whose method call is being carried out."""
 
 _ALLOW_USER_INTERACTION = 1  # polkit: CheckAuthorizationFlags
+
+# dbus-daemon lets one connection wait for 128 replies at a time (max_replies_per_connection) and refuses more:
+# a storm of callers queues here instead. Questions to polkit may wait for a person to type a password; those
+# to the bus have places of their own, so that root never waits behind them.
+_lookups = asyncio.Semaphore(48)
+_questions = asyncio.Semaphore(64)
 
 
 def remember_caller(message: Message) -> bool:
@@ -36,8 +43,16 @@ async def require(bus: MessageBus, action: str) -> None:
     Root is not asked about: a machine without polkit can still be administered.
     """
     sender = caller.get()
-    if await _user_id(bus, sender) == 0:
-        return
+    async with _lookups:
+        if await _user_id(bus, sender) == 0:
+            return
+    async with _questions:
+        granted = await _ask_polkit(bus, sender, action)
+    if not granted:
+        raise NotAuthorized(f"you do not have the right {action}", "Do it as root, or ask an administrator.")
+
+
+async def _ask_polkit(bus: MessageBus, sender: str, action: str) -> bool:
     reply = await bus.call(
         Message(
             destination="org.freedesktop.PolicyKit1",
@@ -57,9 +72,7 @@ async def require(bus: MessageBus, action: str) -> None:
     if reply is None or reply.message_type is MessageType.ERROR:
         detail = reply.body[0] if reply is not None and reply.body else "no answer"
         raise NotAuthorized(f"polkit cannot be asked whether you may do this: {detail}", "Do it as root.")
-    granted = reply.body[0][0]
-    if not granted:
-        raise NotAuthorized(f"you do not have the right {action}", "Do it as root, or ask an administrator.")
+    return bool(reply.body[0][0])
 
 
 async def _user_id(bus: MessageBus, sender: str) -> int:

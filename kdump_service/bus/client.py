@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dbus_next import BusType, Message, MessageType, Variant
+from dbus_next import Message, MessageType, Variant
 from dbus_next.aio import MessageBus
 
+from kdump_service.bus.connection import connect_system_bus
 from kdump_service.bus.names import BUS_NAME, INTERFACE, OBJECT_PATH
 from kdump_service.errors import DBUS_ERROR_PREFIX, KdumpError, ServiceUnreachable, error_class
 
@@ -32,7 +33,7 @@ class Client:
     async def connect(cls) -> Client:
         """Connect to the system bus. Raises ServiceUnreachable."""
         try:
-            return cls(await MessageBus(bus_type=BusType.SYSTEM).connect())
+            return cls(await connect_system_bus())
         except OSError as error:
             raise ServiceUnreachable(
                 f"the system bus cannot be reached: {error}", "Is dbus.service running?"

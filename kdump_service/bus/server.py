@@ -7,10 +7,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from dbus_next import BusType, NameFlag, RequestNameReply
+from dbus_next import NameFlag, RequestNameReply
 from dbus_next.aio import MessageBus
 
 from kdump_service.bus.authorization import remember_caller
+from kdump_service.bus.connection import connect_system_bus
 from kdump_service.bus.interface import Acts, KdumpInterface, status_properties
 from kdump_service.bus.names import BUS_NAME, OBJECT_PATH
 from kdump_service.errors import AlreadyRunning
@@ -66,7 +67,7 @@ class BusServer:
             self._interface.emit_properties_changed(changed)
 
     async def _connect(self) -> MessageBus:
-        bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
+        bus = await connect_system_bus()
         bus.add_message_handler(remember_caller)
         self._interface = KdumpInterface(bus, self._acts)
         bus.export(OBJECT_PATH, self._interface)

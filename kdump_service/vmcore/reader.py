@@ -87,6 +87,10 @@ class Vmcore:
     def _read_headers(self) -> None:
         self.header = elf.parse_header(self.read(0, elf.EHDR_BYTES))
         table_bytes = min(self.header.program_headers_count * elf.PHDR_BYTES, _MOST_HEADER_BYTES)
+        if self.header.program_headers_offset > self.size_bytes:
+            raise BadVmcore(
+                f"program headers at offset {self.header.program_headers_offset:#x} are past the end"
+            )
         table = self.read(self.header.program_headers_offset, table_bytes)
         program_headers = elf.parse_program_headers(self.header, table, self.size_bytes)
         self.loads = [each for each in program_headers if each.kind == elf.PT_LOAD]

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Run as a child: the real daemon, with kexec_file_load(2) replaced by one that loads into a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from kdump_service import log
+from kdump_service.arm.loader import Loader
+from kdump_service.bus.client import Client
+from kdump_service.daemon import Daemon
+from kdump_service.errors import KdumpError, ServiceUnreachable
+from kdump_service.kernel.files import KernelFiles
+from kdump_service.service.systemd import StopCause
+from tests.builders.machine_root import FakeKernel, MachineRoot
+
+
+class _ExistingRoot(MachineRoot):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+
+async def _say_when_ready() -> None:
+    client = await Client.connect()
+    while True:
+        try:
+            properties = await client.properties()
+        except ServiceUnreachable:
+            properties = {"State": "starting"}
+        if properties["State"] not in ("starting", "arming"):
+            break
+        await asyncio.sleep(0.02)
+    client.close()
+    print("ready", flush=True)
+
+
+async def _main() -> None:
+    root = Path(sys.argv[1])
+    kernel = FakeKernel(_ExistingRoot(root))
+    loader = Loader(KernelFiles(root), kernel.load, kernel.unload)
+    daemon = Daemon(root, loader, lambda: StopCause(sys.argv[2]))
+    ready = asyncio.create_task(_say_when_ready())
+    await daemon.run()
+    ready.cancel()
+
+
+if __name__ == "__main__":
+    log.to_stderr()
+    try:
+        asyncio.run(_main())
+    except KdumpError as error:
+        print(error.explanation(), file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Run as a child: answers CheckAuthorization as polkitd would, by a list of names that are granted."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from dbus_next import Message, MessageType
+
+from kdump_service.bus.connection import connect_system_bus
+
+
+async def _main() -> None:
+    folder = Path(sys.argv[1])
+    bus = await connect_system_bus()
+
+    def answer(message: Message) -> Message | None:
+        if message.message_type is not MessageType.METHOD_CALL or message.member != "CheckAuthorization":
+            return None
+        (kind, details), action, _, flags, _ = message.body
+        assert (kind, flags) == ("system-bus-name", 1)
+        name = details["name"].value
+        with (folder / "asked").open("a") as file:
+            file.write(f"{name} {action}\n")
+        granted = (folder / "granted").read_text().split()
+        return Message.new_method_return(
+            message, "(bba{ss})", [[name in granted or "*" in granted, False, {}]]
+        )
+
+    bus.add_message_handler(answer)
+    await bus.request_name("org.freedesktop.PolicyKit1")
+    print("ready", flush=True)
+    await bus.wait_for_disconnect()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+from __future__ import annotations
+
+import pytest
+
+from kdump_service.arm.command_line import NOT_INHERITED, added_words, capture_command_line
+from kdump_service.config import Config
+from kdump_service.kernel.cmdline import join_words, split_words, word_name
+
+
+def _kept(running: str, config: Config | None = None, machine: str = "x86_64") -> str:
+    """The part of the line that does not come from the fixed words."""
+    words = split_words(capture_command_line(running, machine, config or Config()))
+    added = added_words(machine)
+    return join_words(word for word in words if word not in added)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("a b=c", ["a", "b=c"]),
+        ("  a\t b \n", ["a", "b"]),
+        ('a="x y" b', ['a="x y"', "b"]),
+        ('"a=x y" b', ['"a=x y"', "b"]),
+        ('dyndbg="file x +p; file y +p"', ['dyndbg="file x +p; file y +p"']),
+        ("", []),
+    ],
+)
+def test_split_as_the_kernel_does(line: str, words: list[str]) -> None:
+    assert split_words(line) == words
+
+
+def test_word_name() -> None:
+    assert [word_name(word) for word in ("a", "a=b=c", '"a=x y"', 'a="x"')] == ["a"] * 4
+
+
+def test_root_and_console_stay() -> None:
+    line = "root=UUID=1-2 ro console=tty0 console=ttyS0,115200n8 rd.luks.uuid=x rootflags=subvol=@ apparmor=1"
+    assert _kept(line) == line
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "BOOT_IMAGE=/vmlinuz",
+        "crashkernel=256M", "crashkernel=1G,high", "crashkernel=128M,low", "hugepages=512",
+        "hugepagesz=1G", "default_hugepagesz=1G", "resume=/dev/sda2", "resume_offset=1",
+        "mem=4G", "memmap=2G!4G",
+        "isolcpus=1-3", "nr_cpus=8", "maxcpus=4", "panic=0", "panic_on_warn=1", "panic-on-warn=1",
+        "systemd.unit=rescue.target", "single", "3", "slub_debug=FZP",
+        "log_buf_len=64M", "kfence.sample_interval=1",
+        "transparent_hugepage_shmem=always", "oops=panic", "initrd=\\boot\\initrd", "ramoops.mem_size=1",
+    ],
+)  # fmt: skip
+def test_not_inherited(word: str) -> None:
+    assert _kept(f"root=/dev/vda {word} ro") == "root=/dev/vda ro"
+
+
+def test_words_for_init_are_not_inherited() -> None:
+    assert _kept("root=/dev/vda -- --log-level=debug") == "root=/dev/vda"
+
+
+def test_similar_names_stay() -> None:
+    assert (
+        _kept("memory_corruption_check=1 resume_wait_not panicky")
+        == "memory_corruption_check=1 resume_wait_not panicky"
+    )
+
+
+def test_every_architecture_boots_into_the_capture_and_comes_back() -> None:
+    for machine in ("x86_64", "aarch64", "ppc64le", "s390x", "riscv64"):
+        words = added_words(machine)
+        assert "systemd.unit=kdump-capture.target" in words
+        assert "panic=5" in words
+    assert "irqpoll" in added_words("x86_64")
+    assert "irqpoll" not in added_words("aarch64")
+
+
+def test_configuration_removes_and_appends() -> None:
+    config = Config(command_line_remove="nr_cpus quiet irqpoll", command_line_append="nr_cpus=2 mem=1G")
+    words = split_words(capture_command_line("root=/dev/vda quiet", "x86_64", config))
+    assert "nr_cpus=1" not in words
+    assert "quiet" not in words
+    assert words[-2:] == ["nr_cpus=2", "mem=1G"]
+
+
+def test_configured_line_replaces_the_running_one() -> None:
+    config = Config(command_line="root=/dev/other crashkernel=1G")
+    assert _kept("root=/dev/vda quiet", config) == "root=/dev/other crashkernel=1G"
+
+
+def test_no_name_stands_under_two_reasons() -> None:
+    names = [name for group in NOT_INHERITED.values() for name in group]
+    assert len(names) == len(set(names))

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from kdump_service.config import SETTINGS, Config, example_file, read_config
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def _write(root: Path, name: str, text: str) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_no_files_give_the_defaults(tmp_path: Path) -> None:
+    assert read_config(tmp_path) == (Config(), [])
+
+
+def test_table_and_dataclass_are_the_same() -> None:
+    assert [setting.attribute for setting in SETTINGS] == [field.name for field in dataclasses.fields(Config)]
+    for setting in SETTINGS:
+        assert getattr(Config(), setting.attribute) == setting.default
+        assert setting.help.endswith(".")
+
+
+def test_files_merge_as_in_systemd(tmp_path: Path) -> None:
+    _write(tmp_path, "etc/kdump-service.conf", "[Target]\nTarget=/main\n[Dump]\nCompression=lz4\n")
+    _write(tmp_path, "usr/lib/kdump-service.conf.d/50-vendor.conf", "[Target]\nTarget=/vendor\n")
+    _write(tmp_path, "run/kdump-service.conf.d/60-run.conf", "[Store]\nKeepFree=1G\n")
+    config, errors = read_config(tmp_path)
+    assert errors == []
+    assert (config.target, config.compression, config.keep_free_bytes) == ("/vendor", "lz4", 1 << 30)
+
+
+def test_a_name_in_etc_hides_the_same_name_elsewhere(tmp_path: Path) -> None:
+    _write(tmp_path, "usr/lib/kdump-service.conf.d/50.conf", "[Target]\nTarget=/vendor\n")
+    (tmp_path / "etc/kdump-service.conf.d").mkdir(parents=True)
+    (tmp_path / "etc/kdump-service.conf.d/50.conf").symlink_to("/dev/null")
+    assert read_config(tmp_path) == (Config(), [])
+
+
+def test_later_lines_win_lists_add_up_and_empty_resets(tmp_path: Path) -> None:
+    _write(
+        tmp_path,
+        "etc/kdump-service.conf",
+        '[Kernel]\nCommandLineAppend=one\nCommandLineAppend=two="a b"\n'
+        "CommandLineRemove=x\nCommandLineRemove=\nCommandLineRemove=y\n"
+        "[Target]\nTarget=/a\nTarget=file:///b\n[Dump]\nCompression=lz4\nCompression=\n",
+    )
+    config, errors = read_config(tmp_path)
+    assert errors == []
+    assert config.command_line_append == 'one two="a b"'
+    assert config.command_line_remove == "y"
+    assert (config.target, config.compression) == ("/b", "none")
+
+
+def test_comments_and_continued_lines(tmp_path: Path) -> None:
+    text = "# a\n; b\n\n[Kernel]\nCommandLineAppend=one \\\n# in between\n   two\n"
+    _write(tmp_path, "etc/kdump-service.conf", text)
+    config, errors = read_config(tmp_path)
+    assert (config.command_line_append, errors) == ("one two", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Target=/x", ":1: 'Target=/x': stands before the first [Section]"),
+        ("[Target\nTarget=/x", ":1: '[Target': a section is written [Name]"),
+        ("[Target]\nTarget", ":2: 'Target': neither Key=value nor [Section]"),
+        ("[Target]\nTarget=crash", ":2: Target=: 'crash' is not an absolute path"),
+        ("[Target]\nTarget=/", ":2: Target=: the root folder itself is no target"),
+        ("[Target]\nTarget=/var/../etc", ":2: Target=: '/var/../etc' must not contain '..'"),
+        ("[Target]\nTarget=nfs://host/x", ":2: Target=: nfs:// targets are not supported"),
+        ("[Dump]\nCompresion=lz4", ":2: Compresion=: unknown setting; [Dump] has Compression="),
+        ("[Dmup]\nCompression=lz4", ":2: Compression=: unknown setting; there is no section [Dmup]"),
+        ("[Store]\nKeepFree=10%", ":2: KeepFree=: '10%' is not a size"),
+        ("[Store]\nKeepFree=-1", ":2: KeepFree=: '-1' is not a size"),
+        ("[Action]\nOnSuccess=explode", ":2: OnSuccess=: 'explode' is not one of reboot, poweroff, halt"),
+        ('[Kernel]\nCommandLineAppend=a="b', ":2: CommandLineAppend=: 'a=\"b' has an opening quotation mark"),
+        (
+            "[Kernel]\nCommandLineAppend=a\x07b",
+            ":2: CommandLineAppend=: 'a\\x07b' contains a control character",
+        ),
+    ],
+)
+def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    _write(tmp_path, "etc/kdump-service.conf", text + "\n[Image]\nImage=/good\n")
+    config, errors = read_config(tmp_path)
+    assert str(errors[0]).startswith("/etc/kdump-service.conf" + expected)
+    assert config.image == "/good"  # the other lines are used
+
+
+def test_binary_garbage_and_unreadable_files_are_reported(tmp_path: Path) -> None:
+    path = tmp_path / "etc/kdump-service.conf"
+    path.parent.mkdir()
+    path.write_bytes(b"[Kernel]\n\xff\xfe")
+    assert "not a text file in UTF-8: byte 9" in str(read_config(tmp_path)[1][0])
+    path.unlink()
+    path.mkdir()
+    assert "cannot be read" in str(read_config(tmp_path)[1][0])
+
+
+def test_json_round_trip_is_pinned() -> None:
+    config = Config(target="/t", compression="lz4", keep_free_bytes=5, command_line_append="a b")
+    document = json.loads(json.dumps(config.to_json()))
+    assert document["keep_free_bytes"] == 5
+    assert Config.from_json(document) == (config, [])
+
+
+@pytest.mark.parametrize(
+    ("document", "word"),
+    [
+        ({"target": 3}, "Target="),
+        ({"target": "relative"}, "Target="),
+        ({"keep_free_bytes": True}, "KeepFree="),
+        ({"keep_free_bytes": -1}, "KeepFree="),
+        ({"on_success": "explode"}, "OnSuccess="),
+    ],
+)
+def test_json_forgives_with_the_default(document: dict[str, object], word: str) -> None:
+    config, problems = Config.from_json(document | {"future_setting": 1})
+    assert config == Config()
+    assert len(problems) == 1
+    assert problems[0].startswith(word)
+
+
+def test_shipped_example_is_the_table() -> None:
+    shipped = REPOSITORY / "packaging/kdump-service.conf"
+    assert shipped.read_text() == example_file()
+
+
+def test_example_uncommented_is_valid(tmp_path: Path) -> None:
+    text = re.sub(r"^#(\w+=)", r"\1", example_file(), flags=re.MULTILINE)
+    _write(tmp_path, "etc/kdump-service.conf", text)
+    assert read_config(tmp_path) == (Config(), [])
+
+
+def test_man_page_has_every_setting() -> None:
+    page = (REPOSITORY / "packaging/man/kdump-service.conf.5").read_text()
+    assert re.findall(r"^\.It Li (\w+)=$", page, re.MULTILINE) == [setting.key for setting in SETTINGS]
+    assert re.findall(r"^\.Ss \[(\w+)\]$", page, re.MULTILINE) == list(
+        dict.fromkeys(s.section for s in SETTINGS)
+    )

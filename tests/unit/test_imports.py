@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Imports run one way: the table of CONTRIBUTING.md, held against the code."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "kdump_service"
+
+BASE = {"errors", "quantity"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "quantity": set(),
+    "log": {"errors"},
+    "process": {"errors"},
+    "config": BASE,
+    "record": BASE,
+    "kernel": BASE,
+    "vmcore": {"errors"},
+    "dumpfile": {"errors", "vmcore"},
+    "target": {*BASE, "process", "record"},
+    "arm": {*BASE, "log", "config", "record", "process", "kernel"},
+    "store": {*BASE, "log", "record"},
+    "capture": {*BASE, "log", "config", "record", "process", "kernel", "vmcore", "dumpfile", "target"},
+    "service": {*BASE, "log", "config", "record", "process", "kernel", "arm", "store"},
+    "bus": {"errors", "log", "service", "store"},
+    "ctl": {*BASE, "bus"},
+    "daemon": {*BASE, "log", "kernel", "arm", "service", "bus", "store"},
+    "__main__": {"daemon", "capture"},
+}
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _modules() -> Iterator[tuple[Path, str]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room != "__init__":
+            yield path, room
+
+
+def test_every_room_is_in_the_table() -> None:
+    assert {room for _, room in _modules()} == set(MAY_IMPORT)
+
+
+def test_imports_run_one_way() -> None:
+    wrong = []
+    for path, room in _modules():
+        for name in _imports(path):
+            if name.startswith("kdump_service."):
+                other = name.split(".")[1]
+                if other not in MAY_IMPORT[room] | {room, "__version__"}:
+                    wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert wrong == []
+
+
+def test_one_door_to_each_thing() -> None:
+    doors = {"subprocess": {"process"}, "ctypes": {"kernel"}, "dbus_next": {"bus"}}
+    for path, room in _modules():
+        for name in _imports(path):
+            allowed = doors.get(name.split(".")[0])
+            assert allowed is None or room in allowed, f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+def test_broad_excepts_are_at_the_edges() -> None:
+    found = set()
+    for path, _ in _modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                kind = ast.unparse(node.type) if node.type else ""
+                if kind in ("", "Exception", "BaseException"):
+                    found.add(str(path.relative_to(PACKAGE)))
+    assert found == {"bus/interface.py", "capture/pipeline.py", "vmcore/reader.py"}
+
+
+def test_capture_is_light() -> None:
+    code = "import sys, kdump_service.capture.main; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert loaded.isdisjoint({"asyncio", "dbus_next", "numpy", "elftools", "lz4"})
+
+
+def test_no_package_where_a_library_has_its_name() -> None:
+    for folder in ("dbus", "packaging"):
+        assert not (PACKAGE.parent / folder / "__init__.py").exists()

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from kdump_service import errors
+from kdump_service.arm.loader import Loader
+from kdump_service.arm.plan import mount_point_of, plan_load, write_capture_settings
+from kdump_service.config import Config
+from kdump_service.kernel.files import KernelFiles
+from kdump_service.kernel.syscall import KEXEC_FILE_LOAD_NUMBERS
+from tests.builders.machine_root import BOOT_ID, RELEASE, FakeKernel, MachineRoot
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> MachineRoot:
+    return MachineRoot(tmp_path)
+
+
+@pytest.fixture
+def kernel(machine: MachineRoot) -> FakeKernel:
+    return FakeKernel(machine)
+
+
+def _loader(machine: MachineRoot, kernel: FakeKernel) -> Loader:
+    return Loader(KernelFiles(machine.path), kernel.load, kernel.unload)
+
+
+def test_what_was_loaded_is_known_to_the_next_daemon(machine: MachineRoot, kernel: FakeKernel) -> None:
+    request = plan_load(KernelFiles(machine.path), Config())
+    assert _loader(machine, kernel).loaded_request() is None
+    _loader(machine, kernel).load(request)
+    assert _loader(machine, kernel).loaded_request() == request
+    _loader(machine, kernel).unload()
+    assert _loader(machine, kernel).loaded_request() is None
+
+
+def test_a_changed_file_is_another_request(machine: MachineRoot, kernel: FakeKernel) -> None:
+    before = plan_load(KernelFiles(machine.path), Config())
+    machine.write(f"boot/initrd.img-{RELEASE}", "rebuilt initramfs")
+    assert plan_load(KernelFiles(machine.path), Config()) != before
+
+
+def test_memory_of_an_earlier_boot_is_not_believed(machine: MachineRoot, kernel: FakeKernel) -> None:
+    _loader(machine, kernel).load(plan_load(KernelFiles(machine.path), Config()))
+    machine.write("proc/sys/kernel/random/boot_id", "ffffffff-ffff-ffff-ffff-ffffffffffff\n")
+    assert _loader(machine, kernel).loaded_request() is None
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", json.dumps({"boot_id": BOOT_ID, "kernel": 3})])
+def test_damaged_memory_means_load_anew(machine: MachineRoot, kernel: FakeKernel, text: str) -> None:
+    machine.set_loaded(True)
+    machine.write("run/kdump-service/armed.json", text)
+    assert _loader(machine, kernel).loaded_request() is None
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "word"),
+    [
+        (errno.EADDRNOTAVAIL, errors.ReservationTooSmall, "256 MiB reserved"),
+        (errno.ENOMEM, errors.ReservationTooSmall, "crashkernel=256M"),
+        (errno.ENOSYS, errors.NotSupported, "CONFIG_KEXEC_FILE"),
+        (errno.EKEYREJECTED, errors.SignatureRefused, "signature"),
+        (errno.ENOKEY, errors.SignatureRefused, "mokutil"),
+        (errno.ENODATA, errors.SignatureRefused, "signature"),
+        (errno.EPERM, errors.NotPrivileged, "CAP_SYS_BOOT"),
+        (errno.EBUSY, errors.KernelBusy, "kdumpctl arm"),
+        (errno.ENOEXEC, errors.ImageRefused, "no kernel image"),
+        (errno.EINVAL, errors.ImageRefused, "no kernel image"),
+        (errno.EIO, errors.ImageUnreadable, "cannot be read"),
+        (errno.ETXTBSY, errors.ImageUnreadable, "cannot be read"),
+        (errno.ENOTBLK, errors.CannotArm, "journalctl -k"),
+    ],
+)
+def test_each_errno_says_what_to_do(
+    machine: MachineRoot, kernel: FakeKernel, code: int, kind: type[errors.CannotArm], word: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    kernel.failures = [code]
+    with pytest.raises(errors.CannotArm) as caught:
+        _loader(machine, kernel).load(plan_load(KernelFiles(machine.path), Config()))
+    assert type(caught.value) is kind
+    assert word in caught.value.explanation()
+    assert _loader(machine, kernel).loaded_request() is None
+
+
+def test_too_long_a_command_line_is_not_a_bad_image(machine: MachineRoot, kernel: FakeKernel) -> None:
+    kernel.failures = [errno.EINVAL]
+    request = plan_load(KernelFiles(machine.path), Config(command_line_append="x=" + 2048 * "y"))
+    with pytest.raises(errors.BadCommandLine):
+        _loader(machine, kernel).load(request)
+
+
+def test_eperm_under_lockdown_is_a_matter_of_signatures(machine: MachineRoot, kernel: FakeKernel) -> None:
+    machine.write("sys/kernel/security/lockdown", "none [integrity] confidentiality\n")
+    kernel.failures = [errno.EPERM]
+    with pytest.raises(errors.SignatureRefused, match="lockdown=integrity"):
+        _loader(machine, kernel).load(plan_load(KernelFiles(machine.path), Config()))
+
+
+def test_eperm_with_loading_switched_off(machine: MachineRoot, kernel: FakeKernel) -> None:
+    machine.write("proc/sys/kernel/kexec_load_disabled", "1\n")
+    kernel.failures = [errno.EPERM]
+    with pytest.raises(errors.NotPrivileged) as caught:
+        _loader(machine, kernel).load(plan_load(KernelFiles(machine.path), Config()))
+    assert "kexec_load_disabled" in caught.value.hint
+
+
+def test_no_reservation_says_what_to_add(tmp_path: Path) -> None:
+    machine = MachineRoot(tmp_path, crash_size=0)
+    request = plan_load(KernelFiles(machine.path), Config())
+    with pytest.raises(errors.NoReservation) as caught:
+        _loader(machine, FakeKernel(machine)).load(request)
+    assert "was asked for crashkernel=256M but has reserved nothing" in str(caught.value)
+    machine.write("proc/cmdline", "root=/dev/vda\n")
+    with pytest.raises(errors.NoReservation) as caught:
+        _loader(machine, FakeKernel(machine)).load(request)
+    assert "Add crashkernel=256M" in caught.value.hint
+
+
+def test_kernel_without_crash_dump(tmp_path: Path) -> None:
+    machine = MachineRoot(tmp_path, crash_size=None)
+    with pytest.raises(errors.NotSupported, match="cannot hold a crash kernel"):
+        _loader(machine, FakeKernel(machine)).load(plan_load(KernelFiles(machine.path), Config()))
+
+
+def test_new_place_of_the_attributes_wins(machine: MachineRoot) -> None:
+    machine.write("sys/kernel/kexec/crash_size", "1048576\n")
+    machine.write("sys/kernel/kexec/crash_loaded", "1\n")
+    files = KernelFiles(machine.path)
+    assert (files.crash_size_bytes, files.crash_loaded) == (1 << 20, True)
+
+
+def test_images_of_other_distributions(machine: MachineRoot) -> None:
+    (machine.path / f"boot/vmlinuz-{RELEASE}").unlink()
+    (machine.path / f"boot/initrd.img-{RELEASE}").unlink()
+    machine.write(f"usr/lib/modules/{RELEASE}/vmlinuz", "kernel")
+    machine.write(f"boot/initramfs-{RELEASE}.img", "initramfs")
+    request = plan_load(KernelFiles(machine.path), Config())
+    assert request.kernel.path.endswith(f"usr/lib/modules/{RELEASE}/vmlinuz")
+    assert request.initramfs.path.endswith(f"boot/initramfs-{RELEASE}.img")
+
+
+def test_missing_images_name_every_place_that_was_tried(machine: MachineRoot) -> None:
+    (machine.path / f"boot/vmlinuz-{RELEASE}").unlink()
+    with pytest.raises(errors.ImageMissing, match=f"/boot/vmlinuz-{RELEASE}, /usr/lib/modules") as caught:
+        plan_load(KernelFiles(machine.path), Config())
+    assert "Kernel=" in caught.value.hint
+    with pytest.raises(errors.ImageMissing, match="kernel image /elsewhere does not exist"):
+        plan_load(KernelFiles(machine.path), Config(kernel="/elsewhere"))
+
+
+def test_capture_settings_name_the_machine(machine: MachineRoot) -> None:
+    write_capture_settings(KernelFiles(machine.path), Config(target="/t"))
+    path = machine.path / "var/lib/kdump-service/capture.json"
+    document = json.loads(path.read_text())
+    assert (document["boot_id"], document["host"], document["config"]["target"]) == (
+        BOOT_ID,
+        "testhost",
+        "/t",
+    )
+    assert path.stat().st_mode & 0o777 == 0o600
+    before = path.stat().st_mtime_ns
+    write_capture_settings(KernelFiles(machine.path), Config(target="/t"))
+    assert path.stat().st_mtime_ns == before
+
+
+def test_mount_point_of_a_folder_that_is_not_there_yet() -> None:
+    assert mount_point_of(Path("/proc/nonexistent/folder")) == Path("/proc")
+
+
+def test_every_supported_architecture_has_a_number() -> None:
+    assert KEXEC_FILE_LOAD_NUMBERS == {
+        "x86_64": 320, "aarch64": 294, "riscv64": 294, "ppc64le": 382, "s390x": 381,
+    }  # fmt: skip

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Modules of a few lines each: quantities, progress, errors, records, programs, the catalog."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kdump_service import errors, log
+from kdump_service.capture.progress import MemoryGauge, Progress, progress_line
+from kdump_service.ctl.show import dumps_table, status_text
+from kdump_service.kernel.files import KernelFiles
+from kdump_service.process import run
+from kdump_service.quantity import format_bytes, format_seconds, format_utc, parse_bytes, parse_utc
+from kdump_service.record import DumpFile, DumpRecord, DumpState, Problem, write_atomically
+from tests.builders.machine_root import MachineRoot
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("17", 17), ("4K", 4096), ("1M", 1 << 20), ("2G", 2 << 30), ("1T", 1 << 40)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "1.5G", "1X", "1 G", "-1", "0x10", "\u0661"])
+def test_bad_sizes(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_bytes(text)
+
+
+def test_formats() -> None:
+    sizes = [0, 1023, 1024, 1500, 15 << 20, 512 << 20, 1 << 40, 5 << 50]
+    assert [format_bytes(size) for size in sizes] == [
+        "0 B", "1023 B", "1.00 KiB", "1.46 KiB", "15.0 MiB", "512 MiB", "1.00 TiB", "5120 TiB",
+    ]  # fmt: skip
+    assert [format_seconds(s) for s in (0.04, 59.9, 60, 3599.4, 3600, 7500)] == [
+        "0.0 s", "59.9 s", "1 min 0 s", "59 min 59 s", "1 h 0 min", "2 h 5 min",
+    ]  # fmt: skip
+    assert parse_utc(format_utc(1_795_406_400.9)) == 1_795_406_400
+
+
+def test_progress_line() -> None:
+    assert progress_line("Saving", 1 << 30, 4 << 30, 2.0) == "Saving: 25 % of 4.00 GiB, 512 MiB/s, 6.0 s left"
+    assert progress_line("Saving", 0, 0, 0.0) == "Saving: 100 % of 0 B"
+
+
+def test_progress_feeds_the_watchdog_and_spares_the_console(tmp_path: Path) -> None:
+    machine = MachineRoot(tmp_path)
+    gauge = MemoryGauge(KernelFiles(tmp_path))
+    now = [0.0]
+    notified: list[str] = []
+    said: list[str] = []
+    progress = Progress("Saving", 100, gauge, notified.append, said.append, lambda: now[0])
+    machine.write("proc/meminfo", "MemAvailable: 90000 kB\n")
+    for tick in range(101):
+        now[0] = tick / 10
+        progress.advance(tick)
+    assert len(notified) == 11
+    assert all(text.startswith("WATCHDOG=1\nSTATUS=Saving: ") for text in notified)
+    assert len(said) == 2
+    assert (gauge.available_at_start_kib, gauge.low_water_kib) == (150000, 90000)
+
+
+def _error_classes() -> list[type[errors.KdumpError]]:
+    classes = [errors.KdumpError]
+    for each in classes:
+        classes += each.__subclasses__()
+    return classes
+
+
+def test_every_error_has_its_own_words() -> None:
+    classes = _error_classes()
+    for attribute in ("reason", "exit_code"):
+        values = [getattr(each, attribute) for each in classes]
+        assert len(values) == len(set(values)), attribute
+    assert all(errors.error_class(each.dbus_name()) is each for each in classes)
+    assert errors.error_class("org.kdump.Kdump1.Error.FromTheFuture") is errors.KdumpError
+
+
+def test_documented_exit_codes_are_those_of_the_classes() -> None:
+    page = (REPOSITORY / "packaging/man/kdumpctl.8").read_text()
+    documented = {int(code) for code in re.findall(r"^\.It (\d+)$", page, re.MULTILINE)}
+    on_the_bus = {
+        each.exit_code for each in _error_classes() if issubclass(
+            each, errors.CannotArm | errors.ConfigError | errors.ServiceUnreachable | errors.NotAuthorized
+        )
+    }  # fmt: skip
+    assert documented == on_the_bus | {0, 1, 2, 3}
+
+
+def test_documented_reasons_are_those_of_the_classes() -> None:
+    xml = (REPOSITORY / "dbus/org.kdump.Kdump1.xml").read_text()
+    reasons = {
+        each.reason for each in _error_classes() if issubclass(each, errors.CannotArm | errors.ConfigError)
+    }
+    documented = set(re.findall(r'^        "([a-z-]+)"  ', xml, re.MULTILINE)) - {
+        "starting", "arming", "armed", "not-armed", "disarmed", "unloaded-by-others",
+    }  # fmt: skip
+    assert documented == reasons
+
+
+def test_error_text_reads_from_effect_to_cause() -> None:
+    try:
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as cause:
+            raise errors.TargetUnusable("/var/crash cannot be made") from cause
+    except errors.TargetUnusable as error:
+        assert errors.describe(error) == "/var/crash cannot be made: [Errno 28] No space left on device"
+    assert errors.describe(KeyError("x")) == "KeyError: 'x'"
+
+
+def test_record_round_trip() -> None:
+    record = DumpRecord(
+        "n", DumpState.INCOMPLETE, files=[DumpFile("vmcore", 9, 4)], problems=[Problem("a", "b", "c")]
+    )
+    assert DumpRecord.from_json(record.to_json()) == record
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", '{"schema": 2, "name": "n", "state": "complete"}', '{"schema": 1, "name": "n"}',
+        '{"schema": 1, "name": "n", "state": "odd"}', '{"schema": 1, "name": 3, "state": "failed"}',
+        '{"schema": 1, "name": "n", "state": "failed", "files": [{"x": 1}]}',
+        '{"schema": 1, "name": "n", "state": "failed", "files": 7}',
+    ],
+)  # fmt: skip
+def test_what_is_no_record_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        DumpRecord.from_json(text)
+
+
+def test_fields_of_a_newer_version_are_passed_over() -> None:
+    text = '{"schema": 1, "name": "n", "state": "failed", "colour": "red"}'
+    assert DumpRecord.from_json(text) == DumpRecord("n", DumpState.FAILED)
+
+
+def test_write_atomically_leaves_the_old_content_on_failure(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    (tmp_path / ".file.new").mkdir()
+    with pytest.raises(OSError):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_programs_fail_with_their_command() -> None:
+    assert run(["echo", "a b"], timeout_sec=5) == "a b\n"
+    with pytest.raises(errors.ProgramFailed, match=r"ls '/no where': exit status 2: .*No such file"):
+        run(["ls", "/no where"], timeout_sec=5)
+    with pytest.raises(errors.ProgramFailed, match=r"not finished after 0\.05 s"):
+        run(["tail", "-f", "/dev/null"], timeout_sec=0.05)
+    with pytest.raises(errors.ProgramFailed, match="nonexistent-program: cannot be started"):
+        run(["nonexistent-program"], timeout_sec=5)
+
+
+def test_catalog_has_every_message_id() -> None:
+    catalog = (REPOSITORY / "units/kdump-service.catalog").read_text()
+    assert sorted(re.findall(r"^-- ([0-9a-f]{32})$", catalog, re.MULTILINE)) == sorted(log.MessageId)
+    assert max(map(len, catalog.splitlines())) <= 76
+
+
+def test_status_text() -> None:
+    text = status_text(
+        {"State": "not-armed", "Reason": "no-reservation", "Explanation": "Do it.", "ReservedBytes": 0}
+    )
+    assert text.splitlines() == [
+        "       State: not-armed",
+        "      Reason: no-reservation",
+        "              Do it.",
+        "    Reserved: nothing",
+    ]
+
+
+def test_dumps_table() -> None:
+    dump = {
+        "CrashTime": "2026-11-23T04:00:00Z", "State": "complete", "StoredBytes": 1 << 28,
+        "SecondsToSaved": 8.5, "KernelRelease": "6.1.0", "Folder": "/var/crash/x",
+    }  # fmt: skip
+    header, row = dumps_table([dump]).splitlines()
+    assert header.split() == ["TIME", "STATE", "SIZE", "SAVED", "AFTER", "KERNEL", "FOLDER"]
+
+    assert row.index("6.1.0") == header.index("KERNEL")

@@ -23,9 +23,9 @@ caller: ContextVar[str] = ContextVar("caller")
 
 _ALLOW_USER_INTERACTION = 1  # polkit: CheckAuthorizationFlags
 
-# dbus-daemon lets one connection wait for 128 replies at a time (max_replies_per_connection) and refuses more:
-# a storm of callers queues here instead. Questions to polkit may wait for a person to type a password; those
-# to the bus have places of their own, so that root never waits behind them.
+# dbus-daemon lets one connection wait for 128 replies at a time (max_replies_per_connection) and refuses
+# more: a storm of callers queues here instead. Questions to polkit may wait for a person to type a
+# password; those to the bus have places of their own, so that root never waits behind them.
 _lookups = asyncio.Semaphore(48)
 _questions = asyncio.Semaphore(64)
 

@@ -3,8 +3,8 @@
 
 dbus-next 0.2.3, the last release and the one that distributions carry, takes a full socket buffer (EAGAIN)
 for a broken connection: a daemon that answers many clients at once would lose its bus name. Its writer
-already copes with a short send by waiting until the socket can be written, so a send that would block is made to look
-like one of zero bytes.
+already copes with a short send by waiting until the socket can be written, so a send that would block is
+made to look like one of zero bytes.
 """
 
 from __future__ import annotations

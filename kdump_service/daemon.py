@@ -20,7 +20,7 @@ from systemd.daemon import notify
 from kdump_service import log
 from kdump_service.arm.loader import Loader
 from kdump_service.bus.server import BusServer
-from kdump_service.errors import KdumpError
+from kdump_service.errors import KdumpError, KernelBusy
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.service.crash_reports import report_crashes
 from kdump_service.service.manager import Manager
@@ -31,6 +31,10 @@ from kdump_service.store.dumps import StoredDump, scan
 __all__ = ["Daemon", "run_daemon"]
 
 logger = logging.getLogger(__name__)
+
+_BUSY_TRIES = 30
+_BUSY_PAUSE_SEC = 2.0
+"""A load takes a second or two; a minute of tries covers any boot."""
 
 
 class Daemon:
@@ -62,6 +66,7 @@ class Daemon:
         try:
             await self._act(self._manager.start)
             notify(f"READY=1\nSTATUS={self._manager.status().summary()}")
+            await self._arm_when_kernel_is_free()
             await self._act(lambda: report_crashes(self._kernel_files, self._manager.config.target))
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -99,6 +104,15 @@ class Daemon:
         dumps: list[StoredDump] = []
         await self._act(lambda: dumps.extend(scan(self._kernel_files.root, self._manager.config.target)))
         return dumps
+
+    async def _arm_when_kernel_is_free(self) -> None:
+        """Another program may be loading a kernel just now; the kernel has no event for its end."""
+        for _ in range(_BUSY_TRIES):
+            if self.status().reason != KernelBusy.reason:
+                return
+            await asyncio.sleep(_BUSY_PAUSE_SEC)
+            with contextlib.suppress(KdumpError):  # told to the journal by the manager
+                await self.arm()
 
     async def _act(self, act: Callable[[], object]) -> None:
         assert self._loop is not None

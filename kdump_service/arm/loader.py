@@ -108,6 +108,15 @@ class Loader:
             logger.warning("%s: cannot be read, loading anew, ignoring: %s", self._memory, error)
             return None
 
+    def reserved_bytes(self) -> int:
+        """Memory reserved for a crash kernel. Raises KernelBusy while another program loads one."""
+        try:
+            return self._kernel_files.crash_size_bytes
+        except OSError as error:
+            raise errors.KernelBusy(
+                "another program is loading a kernel now", "Try again: kdumpctl arm"
+            ) from error
+
     def load(self, request: LoadRequest) -> None:
         """Load, replacing what is there. Raises CannotArm or one of its kinds; then nothing is loaded."""
         if not self._kernel_files.supports_crash_kernel:
@@ -115,7 +124,8 @@ class Loader:
                 "this kernel cannot hold a crash kernel",
                 "Boot a kernel that is built with CONFIG_CRASH_DUMP.",
             )
-        if self._kernel_files.crash_size_bytes == 0:
+        reserved_bytes = self.reserved_bytes()
+        if reserved_bytes == 0:
             raise _no_reservation(self._kernel_files.command_line)
         self._forget()
         try:
@@ -123,7 +133,7 @@ class Loader:
                 try:
                     self._load(kernel.fileno(), initramfs.fileno(), request.command_line)
                 except OSError as error:
-                    raise explain(error, request, self._kernel_files) from error
+                    raise explain(error, request, self._kernel_files, reserved_bytes) from error
         except OSError as error:
             raise errors.ImageUnreadable(f"{error.filename}: {error.strerror}") from error
         self._remember(request)
@@ -183,13 +193,15 @@ def _privilege_hint(kernel_files: KernelFiles) -> str:
     return "Check that the process has CAP_SYS_BOOT, and the log of the security module (journalctl -k)."
 
 
-def explain(error: OSError, request: LoadRequest, kernel_files: KernelFiles) -> errors.CannotArm:
+def explain(
+    error: OSError, request: LoadRequest, kernel_files: KernelFiles, reserved_bytes: int
+) -> errors.CannotArm:
     """Turn the errno of kexec_file_load(2) into what an administrator can act on.
 
     Source: kexec_file_load(2) and kernel/kexec_file.c, Linux 6.1 to 6.12.
     """
     code = error.errno
-    reserved = format_bytes(kernel_files.crash_size_bytes)
+    reserved = format_bytes(reserved_bytes)
     images = f"{request.kernel.path} with {request.initramfs.path}"
     if code in (errno.EADDRNOTAVAIL, errno.ENOMEM):
         needed = format_bytes(request.kernel.size_bytes + request.initramfs.size_bytes)

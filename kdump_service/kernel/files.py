@@ -44,7 +44,11 @@ class KernelFiles:
 
     @property
     def crash_size_bytes(self) -> int:
-        """Memory reserved by ``crashkernel=``, in bytes; 0 if none is."""
+        """Memory reserved by ``crashkernel=``, in bytes; 0 if none is.
+
+        Ask seldom. The kernel takes the lock of kexec for the answer (crash_get_memory_size): during a load
+        it is OSError with EBUSY, and a panic in that very moment finds the lock taken (__crash_kexec).
+        """
         return int(self._crash_attribute("size") or 0)
 
     @property

@@ -41,6 +41,7 @@ class Manager:
         self._config = Config()
         self._config_errors: list[ConfigError] = []
         self._disarmed_on_request = False
+        self._reserved_bytes = 0
         self._status = Status()
         self._lock = threading.RLock()
         """Guards _status: acts run in a worker thread, questions are answered in the main thread."""
@@ -54,7 +55,7 @@ class Manager:
         """The state, true at the time of asking: what others did to the kernel shows."""
         with self._lock:
             loaded = self._kernel_files.crash_loaded
-            status = replace(self._status, loaded=loaded, reserved_bytes=self._kernel_files.crash_size_bytes)
+            status = replace(self._status, loaded=loaded)
             if status.state is ArmState.ARMED and not loaded:
                 status = replace(
                     status,
@@ -101,6 +102,7 @@ class Manager:
         self._save_capture_settings()
         loaded = self._loader.loaded_request()
         try:
+            self._reserved_bytes = self._loader.reserved_bytes()
             wanted = plan_load(self._kernel_files, self._config)
             if loaded != wanted:
                 self._publish(replace(self._status, state=ArmState.ARMING, reason="", explanation=""))
@@ -120,7 +122,7 @@ class Manager:
                 "disarmed",
                 "Disarmed on request. To arm again: kdumpctl arm",
                 self._kernel_files.crash_loaded,
-                self._kernel_files.crash_size_bytes,
+                self._reserved_bytes,
             )
         )
         log.event(logger, logging.INFO, log.MessageId.DISARMED, "Crash kernel unloaded on request")
@@ -153,7 +155,7 @@ class Manager:
         status = Status(
             state=ArmState.ARMED,
             loaded=self._kernel_files.crash_loaded,
-            reserved_bytes=self._kernel_files.crash_size_bytes,
+            reserved_bytes=self._reserved_bytes,
             kernel=request.kernel.path,
             image=request.initramfs.path,
             command_line=request.command_line,
@@ -179,7 +181,7 @@ class Manager:
             reason=error.reason,
             explanation=error.explanation(),
             loaded=loaded,
-            reserved_bytes=self._kernel_files.crash_size_bytes,
+            reserved_bytes=self._reserved_bytes,
         )
         current = self._loader.loaded_request()
         if current is not None:

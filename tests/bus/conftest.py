@@ -66,12 +66,21 @@ class PrivateBus:
 class RunningDaemon:
     """The daemon in a process of its own, on the private bus."""
 
-    def __init__(self, bus: PrivateBus, machine: MachineRoot, stop_cause: str = "stopped") -> None:
+    def __init__(
+        self, bus: PrivateBus, machine: MachineRoot, stop_cause: str = "stopped", *failures: str
+    ) -> None:
         self.busctl = bus.busctl
         self.environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": bus.address}
         self.environment.pop("NOTIFY_SOCKET", None)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bus.daemon_on_fake_kernel", str(machine.path), stop_cause],
+            [
+                sys.executable,
+                "-m",
+                "tests.bus.daemon_on_fake_kernel",
+                str(machine.path),
+                stop_cause,
+                *failures,
+            ],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -93,6 +102,16 @@ class RunningDaemon:
             timeout=30,
             check=False,
         )
+
+    def wait_for_journal(self, text: str) -> str:
+        """Read what the daemon logs until a line holds ``text``; returns what was read."""
+        assert self.process.stderr is not None
+        lines = []
+        for line in self.process.stderr:
+            lines.append(line)
+            if text in line:
+                return "".join(lines)
+        raise AssertionError(f"the daemon ended without {text!r}: {''.join(lines)}")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
         """Send a signal and wait; returns what the daemon logged."""

@@ -39,6 +39,7 @@ async def _say_when_ready() -> None:
 async def _main() -> None:
     root = Path(sys.argv[1])
     kernel = FakeKernel(_ExistingRoot(root))
+    kernel.failures = [int(code) for code in sys.argv[3:]]
     loader = Loader(KernelFiles(root), kernel.load, kernel.unload)
     daemon = Daemon(root, loader, lambda: StopCause(sys.argv[2]))
     ready = asyncio.create_task(_say_when_ready())

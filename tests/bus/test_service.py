@@ -163,3 +163,9 @@ def test_kdumpctl_without_a_service(bus: PrivateBus, machine: MachineRoot) -> No
 def test_kdumpctl_without_a_bus(daemon: RunningDaemon) -> None:
     daemon.environment = {**daemon.environment, "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nonexistent"}
     assert daemon.kdumpctl("status").returncode == 60
+
+
+def test_busy_kernel_at_start_is_tried_again(bus: PrivateBus, machine: MachineRoot) -> None:
+    daemon = RunningDaemon(bus, machine, "signal", "16")  # EBUSY
+    assert "another program is loading a kernel now" in daemon.wait_for_journal("Armed: ")
+    daemon.stop()

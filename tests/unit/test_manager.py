@@ -133,3 +133,19 @@ def test_settings_of_the_capture_boot_that_cannot_be_written_do_not_stop_arming(
 )
 def test_why_it_is_stopped(listing: str, cause: StopCause) -> None:
     assert parse_jobs(listing) is cause
+
+
+def test_questions_never_take_the_lock_of_kexec(bench: _Bench) -> None:
+    """A panic while the kernel answers for kexec_crash_size would not start the capture kernel."""
+    bench.manager.start()
+    (bench.machine.path / "sys/kernel/kexec_crash_size").unlink()
+    status = bench.manager.status()
+    assert (status.state, status.reserved_bytes) == (ArmState.ARMED, 256 << 20)
+
+
+def test_busy_kernel_is_a_reason(bench: _Bench) -> None:
+    bench.kernel.failures = [errno.EBUSY]
+    bench.manager.start()
+    assert bench.manager.status().reason == "kernel-busy"
+    bench.manager.arm()
+    assert bench.manager.status().reason == ""

@@ -94,8 +94,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kdump-demo-") as folder:
         lab = Lab(REPO, Path(folder))
         heading("What the machine is made of (kept for the next time)")
+        symbols = lab.vmlinux.name
         say(
-            f"    {lab.disk.image.name}: Debian {lab.suite}, Linux {lab.tree.release}, {lab.vmlinux.name} with symbols"
+            f"    {lab.disk.image.name}: Debian {lab.suite}, Linux {lab.tree.release}, {symbols} with symbols"
         )
         try:
             with lab.machine() as machine:
@@ -127,9 +128,8 @@ def main() -> int:
         for what, true in held.items():
             say(f"    {'yes' if true else 'NO '}  {what}")
         say(f"    {saved:.1f} s from panic to saved, {to_production:.1f} s from panic to production")
-        say(
-            f"    memory of the capture boot: {json.dumps({k: v for k, v in record.items() if k.endswith('_kib')})}"
-        )
+        memory = {name: value for name, value in record.items() if name.endswith("_kib")}
+        say(f"    memory of the capture boot: {json.dumps(memory)}")
         say(f"    the demo took {time.monotonic() - started:.0f} s")
         return 0 if all(held.values()) else 1
 

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Everything a case needs, made on first use: base tree, project disk, symbols, machines, opened dumps.
+
+Usable without pytest too: `Lab(repo, work).machine()` is what a demonstration is made of.
+"""
+
+import functools
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import lz4.frame
+
+from .cache import Cache, slow_step
+from .debuggers import OpenDump
+from .disk import Disk, Install, install_with_make, project_disk
+from .events import GuestDump
+from .machine import Machine
+from .symbols import crash_module, vmlinux
+from .tree import SUITE, Tree, base_tree
+
+__all__ = ["Lab"]
+
+IMAGES = ("vmcore", "vmcore.lz4", "vmcore.incomplete", "vmcore.lz4.incomplete")
+PIECE = 64 << 10  # bytes; all zero becomes a hole
+
+
+class Lab:
+    """Machines of the project in the checkout `repo`; all that they leave behind is under `work`."""
+
+    def __init__(
+        self,
+        repo: Path,
+        work: Path,
+        *,
+        suite: str = SUITE,
+        cache: Cache | None = None,
+        install: Install | None = None,
+    ) -> None:
+        """`install` instead of `make install` is for trying the harness on something else."""
+        self.work = work
+        self.suite = suite
+        self.cache = cache or Cache()
+        self.machines: list[Machine] = []
+        self._install = install or install_with_make(repo)
+
+    @functools.cached_property
+    def tree(self) -> Tree:
+        return base_tree(self.cache, self.suite)
+
+    @functools.cached_property
+    def disk(self) -> Disk:
+        return project_disk(self.cache, self.tree, self._install)
+
+    @functools.cached_property
+    def vmlinux(self) -> Path:
+        return vmlinux(self.cache, self.tree)
+
+    @functools.cached_property
+    def crash_module(self) -> Path:
+        return crash_module(self.cache, self.tree)
+
+    def machine(
+        self,
+        *,
+        memory_mib: int = 1024,
+        cpus: int = 2,
+        crashkernel: str | None = "256M",
+        command_line: str = "",
+        agent_in_capture: bool = False,
+        files: Mapping[str, bytes] | None = None,
+        qemu_arguments: Sequence[str] = (),
+    ) -> Machine:
+        """A machine, switched off; `with` switches it on. The parameters are those of `Machine`."""
+        machine = Machine(
+            self.disk,
+            self.work / f"machine{len(self.machines)}",
+            memory_mib=memory_mib,
+            cpus=cpus,
+            crashkernel=crashkernel,
+            command_line=command_line,
+            agent_in_capture=agent_in_capture,
+            files=files,
+            qemu_arguments=qemu_arguments,
+            crash_module=lambda: self.crash_module,
+        )
+        self.machines.append(machine)
+        return machine
+
+    def open_dump(self, machine: Machine, dump: GuestDump) -> OpenDump:
+        """Take the dump's image out of the machine, which is switched off for it."""
+        name = next((name for name in IMAGES if name in dump.files), None)
+        if name is None:
+            raise AssertionError(f"{dump.path} holds no image, only {sorted(dump.files)}")
+        if machine.running:
+            machine.poweroff()
+        with slow_step(f"take {name} ({dump.files[name] >> 20} MiB) out of the machine"):
+            image = machine.extract(f"{dump.path}/{name}", machine.work / f"{Path(dump.path).name}.{name}")
+            if ".lz4" in name:
+                image = _decompress(image)
+        module = [self.crash_module] if machine.crashed_by == "null_dereference" else []
+        return OpenDump(image, self.vmlinux, module)
+
+    def clean_up(self) -> None:
+        """Remove what the machines left on the host: disks and dumps are large."""
+        for machine in self.machines:
+            shutil.rmtree(machine.work, ignore_errors=True)
+        self.machines.clear()
+
+
+def _decompress(packed: Path) -> Path:
+    """Unpack LZ4 frames into a file with holes where there are zeros; the packed file goes."""
+    image = packed.with_name(packed.name.replace(".lz4", ""))
+    with lz4.frame.open(packed) as source, image.open("wb") as target:
+        while piece := source.read(PIECE):
+            if piece.strip(b"\0"):
+                target.write(piece)
+            else:
+                target.seek(len(piece), 1)
+        target.truncate(target.tell())
+    packed.unlink()
+    return image

@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One virtual machine: started, talked to, crashed, waited for.
+
+Every wait is for an event and has a deadline. What the machine itself does wrong (QEMU ends, nobody answers)
+is `MachineLost`, never an assertion: the test did not get to its question.
+"""
+
+import base64
+import itertools
+import json
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, TypeVar
+
+from .channel import Console, ConsoleLine, JsonLines, Message
+from .disk import AGENT_IN_CAPTURE, HOME, Disk, copy_image, extract, write_files
+from .events import Boot, CommandFailed, Completed, GuestDump, MachineLost, Mode, QmpEvent, UnexpectedBoot
+from .guest_agent import PORT_NAME
+
+__all__ = ["PLANTED_COMMAND", "CommandFailed", "Machine", "MachineLost", "UnexpectedBoot"]
+
+Crash = Literal["sysrq", "null_dereference", "nmi"]
+T = TypeVar("T")
+
+PLANTED_COMMAND = "kdump-victim"
+"""Name of the task that crashes the kernel, as ps shows it; an NMI hits whoever runs."""
+
+CHUNK = 256 << 10  # bytes of a file per message
+BOOT_SEC = 180.0  # ten times what a boot takes under emulation on two idle cores
+GRACE_SEC = 15.0  # how much longer than the guest's own limit the host waits for an answer
+
+# Unit files and settings of the project, for what is printed when a case fails.
+JOURNAL_COMMAND = (
+    "systemctl status --no-pager --full --lines=0 kdump.service;"
+    " journalctl --no-pager --no-hostname -o short-monotonic -n 150 -u 'kdump*' --merge"
+)
+
+
+def qemu_command(cpus: int, memory_mib: int, image: Path, side_fd: int, qmp_fd: int) -> list[str]:
+    """QEMU with one disk, a serial console on its standard output, and two sockets that it inherits.
+
+    Emulation and not KVM: virtualization inside a virtual machine is not to be had everywhere. Without
+    -no-reboot: the machine that comes back from the capture is the same process.
+    """
+    return [
+        "qemu-system-x86_64",
+        *("-accel", "tcg,thread=multi", "-smp", str(cpus), "-m", str(memory_mib)),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-name", "kdump-test"),
+        *("-drive", f"if=none,id=root,format=raw,cache=unsafe,file={image}"),
+        *("-device", "virtio-blk-pci,drive=root"),
+        *("-device", "virtio-rng-pci"),
+        *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+        *("-chardev", f"socket,id=side,fd={side_fd}", "-device", "virtio-serial-pci"),
+        *("-device", f"virtserialport,chardev=side,name={PORT_NAME}"),
+        *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
+    ]
+
+
+class Machine:
+    """A machine on its own copy of `disk`, in the folder `work`: switched on by `with`, ended at its end.
+
+    After the exit the copy of the disk is still there, for `extract`.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        work: Path,
+        *,
+        memory_mib: int = 1024,
+        cpus: int = 2,
+        crashkernel: str | None = "256M",
+        command_line: str = "",
+        agent_in_capture: bool = False,
+        files: Mapping[str, bytes] | None = None,
+        qemu_arguments: Sequence[str] = (),
+        crash_module: Callable[[], Path] | None = None,
+    ) -> None:
+        """`command_line` comes after the usual one; `files` are put on the disk before the first boot.
+
+        `crash_module` answers with the module that `crash("null_dereference")` loads.
+        """
+        self.disk = disk
+        self.work = work
+        self.image = work / "disk.img"
+        self.console_log = work / "console.log"
+        self.memory_mib = memory_mib
+        self.cpus = cpus
+        self.boots: list[Boot] = []
+        self.events: list[QmpEvent] = []
+        self.crashed_by: Crash | None = None
+        self.journal = ""  # of the project's units, when a case failed and the machine still answered
+        self._files = dict(files or {})
+        self._qemu_arguments = list(qemu_arguments)
+        self._crash_module = crash_module
+        self._agent_in_capture = agent_in_capture
+        words = ["root=/dev/vda", "ro", "console=ttyS0", "mitigations=off", "net.ifnames=0"]
+        if crashkernel is not None:
+            words.append(f"crashkernel={crashkernel}")
+        if agent_in_capture:
+            words.append(AGENT_IN_CAPTURE)
+        self.command_line = " ".join([*words, command_line]).strip()
+        self._changed = threading.Condition()
+        self._answers: dict[int, Message] = {}
+        self._ids = itertools.count(1)
+        self._seen = 0  # how many of `boots` a wait has already answered with
+        self._ending = False
+        self._cleanup = ExitStack()
+        self._qemu: subprocess.Popen[bytes] | None = None
+
+    # Life and death
+
+    def __enter__(self) -> Self:
+        self.work.mkdir(parents=True, exist_ok=True)
+        copy_image(self.disk.image, self.image)
+        write_files(self.image, self._files)
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, MachineLost):
+            self.collect_journal()
+        self.stop()
+
+    def start(self) -> None:
+        """Switch on; `wait_for_boot` tells when it is up. Also after `poweroff`, on the same disk."""
+        self._ending = False
+        side, side_theirs = socket.socketpair()
+        qmp, qmp_theirs = socket.socketpair()
+        self._cleanup.callback(side.close)
+        self._cleanup.callback(qmp.close)
+        qemu_log = self._cleanup.enter_context((self.work / "qemu.log").open("ab"))
+        tree = self.disk.tree
+        with side_theirs, qmp_theirs:
+            self._qemu = subprocess.Popen(
+                [
+                    *qemu_command(
+                        self.cpus, self.memory_mib, self.image, side_theirs.fileno(), qmp_theirs.fileno()
+                    ),
+                    *("-kernel", str(tree.kernel), "-initrd", str(tree.initrd), "-append", self.command_line),
+                    *self._qemu_arguments,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=qemu_log,
+                pass_fds=(side_theirs.fileno(), qmp_theirs.fileno()),
+            )
+        assert self._qemu.stdout is not None
+        self.console = Console(self._qemu.stdout, self.console_log, self._changed)
+        self._side = JsonLines("side channel", side, self._changed, self._on_side)
+        self._qmp = JsonLines("qmp", qmp, self._changed, self._on_qmp)
+        self._qmp.send({"execute": "qmp_capabilities"})
+
+    @property
+    def running(self) -> bool:
+        """Whether its QEMU process lives (not: whether the guest does)."""
+        return self._qemu is not None and self._qemu.poll() is None
+
+    def stop(self) -> None:
+        """Pull the plug, if it is not off already."""
+        self._ending = True
+        if self._qemu is None:
+            return
+        self._qemu.kill()  # does nothing to a process that has ended
+        self._qemu.wait()
+        for thread in (self.console.thread, self._side.thread, self._qmp.thread):
+            thread.join(timeout=5)
+        self._cleanup.close()
+
+    def poweroff(self, timeout_sec: float = 90) -> None:
+        """Ask the guest to switch off, and wait until it has: its file system is clean then."""
+        self._ending = True
+        self._request({"op": "spawn", "command": "systemctl poweroff"})
+        self._wait(lambda: None if self.running else True, timeout_sec, "the power-off", ending=True)
+        self.stop()
+
+    # Talking to the guest
+
+    def run(self, command: str, *, check: bool = True, timeout_sec: float = 60) -> Completed:
+        """Run a shell command in the guest; with `check` any status but 0 is `CommandFailed`."""
+        return self._command("run", command, timeout_sec, check)
+
+    def wait_until(self, command: str, *, check: bool = True, timeout_sec: float = 60) -> Completed:
+        """Have the guest run a shell command, 10 times a second at most, until it succeeds."""
+        return self._command("until", command, timeout_sec, check)
+
+    def dumps(self, store: str = "/var/crash") -> list[GuestDump]:
+        """The dump folders in the running guest that have a record, oldest first."""
+        listed = self.run(
+            f"find {store} -mindepth 2 -maxdepth 2 -type f -printf '%h\\t%f\\t%s\\n'", check=False
+        )
+        folders: dict[str, dict[str, int]] = {}
+        for line in listed.stdout.splitlines():
+            folder, name, size = line.split("\t")
+            folders.setdefault(folder, {})[name] = int(size)
+        return [
+            GuestDump(folder, json.loads(self.get(f"{folder}/record.json")), files)
+            for folder, files in sorted(folders.items())
+            if "record.json" in files
+        ]
+
+    def _command(self, operation: str, command: str, timeout_sec: float, check: bool) -> Completed:
+        answer = self._call({"op": operation, "command": command, "timeout_sec": timeout_sec}, timeout_sec)
+        done = Completed(command, answer["status"], answer["stdout"], answer["stderr"])
+        return done.check() if check else done
+
+    def get(self, path: str) -> bytes:
+        """The content of a file in the running guest; for small files, since it takes some 0.1 s per MB."""
+        parts: list[bytes] = []
+        offset = 0
+        while True:
+            answer = self._call({"op": "read", "path": path, "offset": offset, "size": CHUNK})
+            part = base64.b64decode(answer["data"])
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+            offset += len(part)
+
+    def put(self, path: str, content: bytes) -> None:
+        """Write a file in the running guest; folders are made, the mode is 0644."""
+        for offset in range(0, max(len(content), 1), CHUNK):
+            data = base64.b64encode(content[offset : offset + CHUNK]).decode()
+            self._call({"op": "write", "path": path, "offset": offset, "data": data})
+
+    def spawn(self, command: str) -> None:
+        """Start a shell command without waiting for word of it: for what ends the kernel."""
+        self._request({"op": "spawn", "command": command})
+
+    def _call(self, request: Message, timeout_sec: float = 30) -> Message:
+        number = self._request(request)
+        boot = self.boots[-1]
+
+        def answered() -> Message | None:
+            if self.boots[-1] is not boot:
+                raise MachineLost(f"rebooted while it should answer {_shown(request)}")
+            return self._answers.pop(number, None)
+
+        answer = self._wait(answered, timeout_sec + GRACE_SEC, f"the answer to {_shown(request)}")
+        if "error" in answer:
+            raise CommandFailed(f"{_shown(request)}: {answer['error']}")
+        return answer
+
+    def _request(self, request: Message) -> int:
+        if not self.boots:
+            raise RuntimeError("wait_for_boot() comes first")
+        number = next(self._ids)
+        try:
+            self._side.send({"id": number, "boot": self.boots[-1].boot_id, **request})
+        except OSError as error:
+            raise self._lost(f"cannot send {_shown(request)}: {error}") from error
+        return number
+
+    def _on_side(self, message: Message) -> None:
+        if "hello" in message:
+            self.boots.append(
+                Boot(
+                    time.monotonic(),
+                    message["hello"],
+                    message["mode"],
+                    message["release"],
+                    message["uptime_sec"],
+                )
+            )
+        elif "id" in message:
+            self._answers[message["id"]] = message
+
+    # Crashing
+
+    def crash(self, how: Crash = "sysrq") -> float:
+        """Make the kernel panic; answers with the host time (seconds, monotonic) of asking for it.
+
+        "sysrq" and "null_dereference" die in the task called `PLANTED_COMMAND`, "nmi" in whatever it
+        hits. What must be set for the kernel to panic of it is set; what is armed is the case's business.
+        """
+        self.crashed_by = how
+        victim = f"/{HOME}/{PLANTED_COMMAND}"
+        if how == "sysrq":
+            command = f"exec {victim} -c 'echo c > /proc/sysrq-trigger'"
+        elif how == "null_dereference":
+            if self._crash_module is None:
+                raise ValueError("this machine was given no crash module")
+            self.put("/run/null_dereference.ko", self._crash_module().read_bytes())
+            self.run("insmod /run/null_dereference.ko && echo 1 > /proc/sys/kernel/panic_on_oops")
+            command = f"exec {victim} -c 'echo 1 > /sys/module/null_dereference/parameters/trigger'"
+        else:
+            self.run("echo 1 > /proc/sys/kernel/unknown_nmi_panic")
+            at = time.monotonic()
+            self.inject_nmi()
+            return at
+        at = time.monotonic()
+        self.spawn(command)
+        return at
+
+    def inject_nmi(self) -> None:
+        """Send a non-maskable interrupt to every CPU, as a management board would."""
+        self._qmp.send({"execute": "inject-nmi"})
+
+    def _on_qmp(self, message: Message) -> None:
+        if "event" in message:
+            self.events.append(QmpEvent(time.monotonic(), message["event"], message.get("data", {})))
+
+    # Waiting
+
+    def wait_until_armed(self, timeout_sec: float = 60) -> None:
+        """Wait until a crash kernel is loaded and its service says that it is up."""
+        self.wait_until(
+            "grep -qx 1 /sys/kernel/kexec_crash_loaded && systemctl is-active --quiet kdump.service",
+            timeout_sec=timeout_sec,
+        )
+
+    def wait_for_boot(self, mode: Mode = "production", timeout_sec: float = BOOT_SEC) -> Boot:
+        """Wait for the next hello that no earlier call has answered with.
+
+        A hello of a capture boot on the way to production is passed over; production where capture was due
+        raises `UnexpectedBoot`.
+        """
+        if mode == "capture" and not self._agent_in_capture:
+            raise ValueError("nobody says hello in the capture boot unless agent_in_capture=True")
+        deadline = time.monotonic() + timeout_sec
+        while True:
+            left = deadline - time.monotonic()
+            boot = self._wait(
+                lambda: self.boots[self._seen] if len(self.boots) > self._seen else None,
+                left,
+                f"a {mode} boot",
+            )
+            self._seen += 1
+            if boot.mode == mode:
+                return boot
+            if mode == "capture":
+                raise UnexpectedBoot(
+                    f"production came up where a capture boot was due:\n{self.console.tail()}"
+                )
+
+    def wait_for_console(self, pattern: str, *, since: float = 0, timeout_sec: float = 60) -> ConsoleLine:
+        """The first console line since that host time in which the regular expression is found."""
+        expression = re.compile(pattern)
+        looked = 0
+
+        def found() -> ConsoleLine | None:
+            nonlocal looked
+            lines = self.console.lines[looked:]
+            looked += len(lines)
+            return next((line for line in lines if line.at >= since and expression.search(line.text)), None)
+
+        return self._wait(found, timeout_sec, f"a console line like {pattern!r}")
+
+    def wait_for_event(self, name: str, *, since: float = 0, timeout_sec: float = 60) -> QmpEvent:
+        """The first QMP event of that name since that host time."""
+        return self._wait(
+            lambda: next((event for event in self.events if event.name == name and event.at >= since), None),
+            timeout_sec,
+            f"the event {name}",
+        )
+
+    def _wait(
+        self, ready: Callable[[], T | None], timeout_sec: float, what: str, *, ending: bool = False
+    ) -> T:
+        """Wait until `ready` answers with something; it is asked after each thing the machine said."""
+        deadline = time.monotonic() + timeout_sec
+        with self._changed:
+            while True:
+                if (answer := ready()) is not None:
+                    return answer
+                if not self.running and not ending:
+                    raise self._lost(f"QEMU ended while waiting for {what}")
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise self._lost(f"no sign of {what} within {timeout_sec:.0f} s")
+                # QEMU's end closes the channels, which wakes us; the second is for the process to become
+                # waitable.
+                self._changed.wait(min(left, 1.0))
+
+    def _lost(self, why: str) -> MachineLost:
+        qemu_said = (self.work / "qemu.log").read_text(errors="replace").strip()
+        said = f"\nQEMU said: {qemu_said}" if qemu_said else ""
+        return MachineLost(f"{why}{said}\nlast lines of the console:\n{self.console.tail()}")
+
+    def collect_journal(self) -> None:
+        """Put into `journal` what the project's units logged, if the guest can be asked."""
+        if not self.running or self._ending or not self.boots:
+            return
+        try:
+            self.journal = self.run(JOURNAL_COMMAND, check=False, timeout_sec=20).stdout
+        except (MachineLost, CommandFailed, RuntimeError) as error:
+            self.journal = f"(not reachable: {str(error).splitlines()[0]})"
+
+    # The disk of a machine that is off
+
+    def extract(self, guest_path: str, host_path: Path) -> Path:
+        """Copy a file out of the disk; only after `poweroff` or `stop`."""
+        if self.running:
+            raise RuntimeError("the machine still runs")
+        extract(self.image, guest_path, host_path)
+        return host_path
+
+
+def _shown(request: Message) -> str:
+    return " ".join(str(request[key]) for key in ("op", "path", "command") if key in request)[:200]

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Crashes that end well: a whole dump, read by crash, drgn and gdb, and a machine back in production."""
+
+from .conftest import MachineFactory, OpenDumpOf
+from .machine import PLANTED_COMMAND
+
+CRASH_RECORDED = "55792e44a9564d9080aa469de63bb5bc"  # as kdump_service/log.py and the catalog say
+RECORD_MODE, FOLDER_MODE = "600", "700"
+
+
+def test_sysrq(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
+    with machine_factory() as machine:
+        first = machine.wait_for_boot()
+        machine.wait_until_armed()
+        machine.crash("sysrq")
+        machine.wait_for_boot()
+        [dump] = machine.dumps()
+        assert dump.record["state"] == "complete"
+        assert dump.record["problems"] == []
+        assert dump.record["kernel_release"] == first.release
+        assert dump.record["boot_id"] == first.boot_id.replace("-", "")
+        assert sorted(dump.files) == ["record.json", "vmcore"]
+        modes = machine.run(f"stat -c %a {dump.path} {dump.path}/*").stdout.split()
+        assert modes == [FOLDER_MODE, RECORD_MODE, RECORD_MODE]
+
+        # Production tells of the crash in its journal, and lists the dump.
+        machine.wait_until_armed()
+        told = f"journalctl -b -u kdump.service MESSAGE_ID={CRASH_RECORDED} --no-pager -o cat | grep ."
+        assert dump.path in machine.wait_until(told).stdout
+        assert dump.path in machine.run("kdumpctl list").stdout
+        opened = open_dump(machine, dump)
+
+    drgn = opened.drgn(PLANTED_COMMAND)
+    assert drgn.panic_message == "Kernel panic - not syncing: sysrq triggered crash"
+    assert drgn.comm == PLANTED_COMMAND
+    assert drgn.planted_pids == [drgn.pid]
+    assert not drgn.unreadable
+    assert {"panic", "sysrq_handle_crash", "write_sysrq_trigger", "ksys_write"} <= set(drgn.stack)
+    assert (drgn.release, drgn.nodename) == (first.release, "kdump-test")
+
+    crash = opened.crash(PLANTED_COMMAND)
+    assert crash.panic_message == drgn.panic_message
+    assert {"panic", "sysrq_handle_crash", "ksys_write"} <= set(crash.stack)
+    assert str(drgn.pid) in crash.ps
+    assert any("Linux version" in line for line in crash.log)
+    assert any("sysrq: Trigger a crash" in line for line in crash.log)
+
+    gdb = opened.gdb()
+    assert gdb.release == first.release
+    assert gdb.threads == 2
+    assert "__crash_kexec" in gdb.crashed_frames
+
+
+def test_null_dereference(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
+    with machine_factory() as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        machine.crash("null_dereference")
+        machine.wait_for_boot()
+        [dump] = machine.dumps()
+        assert dump.record["state"] == "complete"
+        opened = open_dump(machine, dump)
+    named = {"kdump_test_null_dereference", "kdump_test_caller", "trigger_set"}
+    drgn = opened.drgn(PLANTED_COMMAND)
+    assert "NULL pointer dereference" in drgn.panic_message
+    assert drgn.comm == PLANTED_COMMAND
+    assert named <= set(drgn.stack)
+    assert named <= set(opened.crash(PLANTED_COMMAND).stack)
+
+
+def test_nmi(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
+    with machine_factory() as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        machine.crash("nmi")
+        machine.wait_for_boot()
+        [dump] = machine.dumps()
+        assert dump.record["state"] == "complete"
+        opened = open_dump(machine, dump)
+    drgn = opened.drgn(PLANTED_COMMAND)
+    assert "NMI" in drgn.panic_message
+    assert "unknown_nmi_error" in drgn.stack
+
+
+def test_busy_and_lz4(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
+    """A machine that writes, reads, forks and computes when it dies; and the dump in LZ4 frames."""
+    files = {"/etc/kdump-service.conf.d/test.conf": b"[Dump]\nCompression=lz4\n"}
+    with machine_factory(files=files) as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        for number, load in enumerate(
+            (
+                "dd if=/dev/zero of=/root/junk bs=1M count=100 conv=fsync",
+                "find / -xdev -type f -size -64k -exec cat {} +",
+                "/bin/true",
+                "dd if=/dev/urandom of=/dev/null bs=64k count=1000",
+            )
+        ):
+            machine.run(
+                f"systemd-run --unit=load{number} /bin/sh -c 'while :; do {load}; done >/dev/null 2>&1'"
+            )
+        machine.wait_until("test -s /root/junk")
+        machine.crash("sysrq")
+        machine.wait_for_boot()
+        [dump] = machine.dumps()
+        assert dump.record["state"] == "complete"
+        assert dump.record["compression"] == "lz4"
+        assert sorted(dump.files) == ["record.json", "vmcore.lz4"]
+        opened = open_dump(machine, dump)
+    drgn = opened.drgn(PLANTED_COMMAND)
+    assert drgn.comm == PLANTED_COMMAND
+    assert not drgn.unreadable
+    assert opened.crash(PLANTED_COMMAND).panic_message == drgn.panic_message
+
+
+def test_two_in_a_row(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
+    with machine_factory() as machine:
+        for crashes in (1, 2):
+            machine.wait_for_boot()
+            machine.wait_until_armed()
+            assert len(machine.dumps()) == crashes - 1
+            machine.crash("sysrq")
+        machine.wait_for_boot()
+        dumps = machine.dumps()
+        assert [dump.record["state"] for dump in dumps] == ["complete", "complete"]
+        assert dumps[0].record["boot_id"] != dumps[1].record["boot_id"]
+        opened = open_dump(machine, dumps[1])
+    assert opened.drgn(PLANTED_COMMAND).comm == PLANTED_COMMAND

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Captures that cannot succeed: the machine comes back all the same, and nothing passes for a whole dump."""
+
+from .conftest import MachineFactory
+from .machine import Machine
+
+FALLBACK = "/var/lib/kdump-service/crash"
+ROOT = b"/dev/vda / ext4 errors=remount-ro 0 1\n"
+
+
+def _wait_until_writing(machine: Machine) -> None:
+    """Wait, in the capture boot, until a good part of the image is written."""
+    machine.wait_until(
+        "test \"$(find /var/crash -name 'vmcore*' -size +64M | wc -l)\" = 1",
+        timeout_sec=90,
+    )
+
+
+def test_target_full(machine_factory: MachineFactory) -> None:
+    with machine_factory() as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        # Room for KeepFree= (128M) and a part of the image.
+        machine.run("fallocate -l $(($(stat -f -c '%a * %S' /) - (200 << 20))) /filler && sync")
+        machine.crash("sysrq")
+        machine.wait_for_boot()
+        [dump] = machine.dumps()
+        assert dump.record["state"] == "incomplete"
+        assert "target-full" in [problem["reason"] for problem in dump.record["problems"]]
+        assert sorted(dump.files) == ["record.json", "vmcore.incomplete"]
+
+
+def test_target_read_only(machine_factory: MachineFactory) -> None:
+    files = {"/etc/fstab": ROOT + b"/var/crash /var/crash none bind,ro 0 0\n", "/var/crash/keep": b""}
+    with machine_factory(files=files) as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        machine.run("! touch /var/crash/keep")
+        machine.crash("sysrq")
+        machine.wait_for_boot()
+        assert machine.dumps() == []
+        # The crash is not forgotten where its memory could not be saved.
+        [dump] = machine.dumps(FALLBACK)
+        assert dump.record["state"] == "failed"
+        assert "target-unusable" in [problem["reason"] for problem in dump.record["problems"]]
+
+
+def test_capture_killed(machine_factory: MachineFactory) -> None:
+    with machine_factory(agent_in_capture=True) as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        machine.crash("sysrq")
+        machine.wait_for_boot("capture")
+        _wait_until_writing(machine)
+        machine.spawn("systemctl kill --signal=KILL kdump-capture.service")
+        machine.wait_for_boot()
+        [dump] = machine.dumps()
+        assert dump.record["state"] == "capturing"
+        assert sorted(dump.files) == ["record.json", "vmcore.incomplete"]
+        machine.wait_until_armed()
+
+
+def test_capture_kernel_panics(machine_factory: MachineFactory) -> None:
+    with machine_factory(agent_in_capture=True) as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        machine.crash("sysrq")
+        machine.wait_for_boot("capture")
+        _wait_until_writing(machine)
+        machine.crash("sysrq")
+        machine.wait_for_boot()
+        [dump] = machine.dumps()
+        assert dump.record["state"] == "capturing"
+        assert "vmcore" not in dump.files
+        machine.wait_until_armed()

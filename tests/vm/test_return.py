@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Capture boots that go wrong before or beside the capture: the machine comes back within a bounded time."""
+
+from .conftest import MachineFactory
+
+ROOT = b"/dev/vda / ext4 errors=remount-ro 0 1\n"
+FALLBACK = "/var/lib/kdump-service/crash"
+
+
+def test_file_system_that_does_not_mount(machine_factory: MachineFactory) -> None:
+    """local-fs.target fails, systemd goes to emergency mode: the capture runs there instead of a prompt."""
+    with machine_factory() as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        machine.put("/etc/fstab", ROOT + b"/dev/gone /mnt ext4 defaults,x-systemd.device-timeout=5s 0 2\n")
+        machine.run("sync")
+        asked = machine.crash("sysrq")
+        machine.wait_for_console("Reached target emergency.target", since=asked, timeout_sec=120)
+        machine.wait_for_console("kdump: Dump saved", since=asked, timeout_sec=120)
+        machine.wait_for_event("RESET", since=asked, timeout_sec=60)
+
+
+def test_target_disk_is_missing(machine_factory: MachineFactory) -> None:
+    """What held the target at arming is not there: nothing is written below its mount point."""
+    with machine_factory() as machine:
+        machine.wait_for_boot()
+        machine.run(
+            "truncate -s 300M /dumps.img && mke2fs -q /dumps.img && mkdir -p /var/crash"
+            " && mount -o loop /dumps.img /var/crash && systemctl reload kdump.service"
+        )
+        machine.wait_until_armed()
+        machine.crash("sysrq")
+        machine.wait_for_boot()
+        assert machine.run("ls /var/crash").stdout == ""
+        [dump] = machine.dumps(FALLBACK)
+        assert dump.record["state"] == "failed"
+        assert "/var/crash is not mounted" in dump.record["problems"][0]["message"]
+
+
+def test_capture_that_stalls(machine_factory: MachineFactory) -> None:
+    """No bytes move: the watchdog of the unit ends it. Its time is cut from two minutes to five seconds."""
+    files = {
+        "/etc/systemd/system/kdump-capture.service.d/test.conf": b"[Service]\nWatchdogSec=5s\nTimeoutStopSec=2s\n"
+    }
+    with machine_factory(agent_in_capture=True, files=files) as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        machine.crash("sysrq")
+        machine.wait_for_boot("capture")
+        machine.wait_until("find /var/crash -name 'vmcore*' -size +1M | grep .", timeout_sec=90)
+        machine.spawn("systemctl kill --signal=STOP kdump-capture.service")
+        machine.wait_for_boot()
+        [dump] = machine.dumps()
+        assert dump.record["state"] == "capturing"
+        assert sorted(dump.files) == ["record.json", "vmcore.incomplete"]
+
+
+def test_capture_kernel_without_memory(machine_factory: MachineFactory) -> None:
+    """The images fit, but the capture boot cannot live in what is left."""
+    with machine_factory(crashkernel="72M") as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        machine.crash("sysrq")
+        machine.wait_for_boot()
+        assert all(dump.record["state"] != "complete" for dump in machine.dumps())
+        machine.wait_until_armed()
+
+
+def test_panic_during_shutdown(machine_factory: MachineFactory) -> None:
+    """The service has stopped because the machine goes down; the crash kernel is loaded until the end."""
+    unit = b"""[Unit]
+Before=kdump.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/true
+ExecStop=/bin/sh -c 'test "$(systemctl show -P ActiveState kdump.service)" = inactive && echo c >/proc/sysrq-trigger'
+"""
+    with machine_factory(files={"/etc/systemd/system/last-words.service": unit}) as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        machine.run("systemctl start last-words.service")
+        machine.spawn("systemctl poweroff")
+        machine.wait_for_boot()
+        [dump] = machine.dumps()
+        assert dump.record["state"] == "complete"

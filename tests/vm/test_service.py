@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The service in production: what it says and does without a crash. Most cases share one machine."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from .conftest import MachineFactory
+from .lab import Lab
+from .machine import Machine
+
+LOADED = "cat /sys/kernel/kexec_crash_loaded"
+DROP_IN = "/etc/kdump-service.conf.d/test.conf"
+
+
+@pytest.fixture(scope="module")
+def armed(lab_base: Lab) -> Iterator[Machine]:
+    """A machine that is up and armed; every case leaves it so."""
+    with lab_base.machine() as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        yield machine
+    lab_base.clean_up()
+
+
+def status(machine: Machine) -> dict[str, Any]:
+    """What kdumpctl says of the state, which is what the bus says."""
+    done = machine.run("kdumpctl status --json", check=False)
+    assert done.status in (0, 3), done
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def test_state_on_the_bus(armed: Machine) -> None:
+    said = status(armed)
+    assert (said["State"], said["Reason"], said["Loaded"]) == ("armed", "", True)
+    assert said["ReservedBytes"] == 256 << 20
+    read = "busctl get-property org.kdump.Kdump1 /org/kdump/Kdump1 org.kdump.Kdump1 "
+    assert armed.run(read + "State").stdout == 's "armed"\n'
+    assert armed.run(read + "CommandLine").stdout == f's "{said["CommandLine"]}"\n'
+    assert "crashkernel=" not in said["CommandLine"]
+    described = armed.run("busctl introspect org.kdump.Kdump1 /org/kdump/Kdump1").stdout
+    assert all(f".{name} " in described for name in ("State", "Reason", "Arm", "Disarm", "Reload"))
+
+
+def test_stop_disarms_and_start_arms(armed: Machine) -> None:
+    armed.run("systemctl stop kdump.service")
+    assert armed.run(LOADED).stdout == "0\n"
+    armed.run("systemctl start kdump.service")
+    assert armed.run(LOADED).stdout == "1\n"
+
+
+def test_restart_leaves_no_gap(armed: Machine) -> None:
+    # Watches in a tight loop; the file cannot be read while the kernel loads, which is no gap by itself.
+    armed.run(
+        "systemd-run --quiet --unit=watch /bin/sh -c 'while :; do read -r loaded <"
+        ' /sys/kernel/kexec_crash_loaded && test "$loaded" = 0 && echo gap >>/run/gap; done\''
+    )
+    armed.run("systemctl restart kdump.service")
+    armed.run("systemctl stop watch.service")
+    assert armed.run("test ! -e /run/gap", check=False).status == 0
+    assert status(armed)["State"] == "armed"
+
+
+def test_killed_daemon_leaves_the_kernel_armed(armed: Machine) -> None:
+    before = armed.run("systemctl show -P MainPID kdump.service").stdout
+    armed.run("systemctl kill --signal=KILL kdump.service")
+    assert armed.run(LOADED).stdout == "1\n"
+    armed.wait_until(f"test $(systemctl show -P MainPID kdump.service) -gt 0 -a {before.strip()} !="
+                     " $(systemctl show -P MainPID kdump.service)")  # fmt: skip
+    armed.wait_until_armed()
+    told = "journalctl -u kdump.service --no-pager -o cat -n 20 | grep 'was already loaded'"
+    armed.wait_until(told)
+
+
+def test_killed_while_arming(armed: Machine) -> None:
+    armed.run("systemctl stop kdump.service; systemctl start --no-block kdump.service")
+    # While the kernel loads, it answers EBUSY to whoever asks.
+    armed.run(
+        "while cat /sys/kernel/kexec_crash_size && ! grep -q 1 /sys/kernel/kexec_crash_loaded;"
+        " do :; done; systemctl kill --signal=KILL kdump.service"
+    )
+    armed.wait_until("test $(systemctl show -P NRestarts kdump.service) -gt 0")
+    armed.wait_until_armed()
+    assert status(armed)["State"] == "armed"
+
+
+def test_reload_takes_a_new_command_line(armed: Machine) -> None:
+    armed.put(DROP_IN, b"[Kernel]\nCommandLineAppend=kdump_test.word\n")
+    armed.run("systemctl reload kdump.service")
+    assert status(armed)["CommandLine"].endswith("kdump_test.word")
+    armed.run(f"rm {DROP_IN} && systemctl reload kdump.service")
+    assert "kdump_test.word" not in status(armed)["CommandLine"]
+
+
+def test_garbage_configuration(armed: Machine) -> None:
+    before = status(armed)["CommandLine"]
+    armed.put(DROP_IN, b"[Kernel]\nCommandLineAppend=kdump_test.word\n[Dump]\nCompression=\xff\n")
+    assert armed.run("systemctl reload kdump.service", check=False).status != 0
+    said = status(armed)
+    assert (said["State"], said["Reason"], said["CommandLine"]) == ("armed", "bad-configuration", before)
+    assert DROP_IN in said["Explanation"]
+    # A new start uses what can be used: a typo must not leave the machine unarmed.
+    armed.put(DROP_IN, b"[Dump]\nCompression=nonsense\n\x00\x01[\nWithout value\n")
+    armed.run("systemctl restart kdump.service")
+    said = status(armed)
+    assert (said["State"], said["Reason"]) == ("armed", "bad-configuration")
+    armed.run(f"rm {DROP_IN} && systemctl reload kdump.service")
+    assert status(armed)["Reason"] == ""
+
+
+@pytest.mark.parametrize(
+    ("crashkernel", "reason", "advice"),
+    [(None, "no-reservation", "crashkernel="), ("32M", "reservation-too-small", "crashkernel=")],
+)
+def test_not_armed_but_up(
+    machine_factory: MachineFactory, crashkernel: str | None, reason: str, advice: str
+) -> None:
+    with machine_factory(crashkernel=crashkernel) as machine:
+        machine.wait_for_boot()
+        machine.wait_until("systemctl is-active kdump.service")
+        said = status(machine)
+        assert (said["State"], said["Reason"], said["Loaded"]) == ("not-armed", reason, False)
+        assert advice in said["Explanation"]
+        assert "Not armed" in machine.run("systemctl status --no-pager kdump.service").stdout

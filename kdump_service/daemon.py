@@ -142,8 +142,8 @@ class Daemon:
 
 def _log_failed_reload(task: asyncio.Task[None]) -> None:
     error = task.exception()
-    if error is not None:
-        logger.error("reload failed: %s", error)
+    if error is not None and not isinstance(error, KdumpError):  # those the manager has told to the journal
+        logger.error("reload failed", exc_info=error)
 
 
 def run_daemon() -> int:

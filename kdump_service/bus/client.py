@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dbus_next import Message, MessageType, Variant
+from dbus_next import Message, MessageFlag, MessageType, Variant
 from dbus_next.aio import MessageBus
 
 from kdump_service.bus.connection import connect_system_bus
@@ -48,11 +48,13 @@ class Client:
         values = await self._call("org.freedesktop.DBus.Properties", "GetAll", "s", [INTERFACE])
         return _plain(values)  # type: ignore[no-any-return]
 
-    async def call(self, member: str) -> Any:
-        """Call a method without arguments of the daemon's interface."""
-        return _plain(await self._call(INTERFACE, member, "", []))
+    async def call(self, member: str, *, start: bool = False) -> Any:
+        """Call a method of the daemon's interface, without arguments; ``start`` the daemon if need be."""
+        return _plain(await self._call(INTERFACE, member, "", [], start=start))
 
-    async def _call(self, interface: str, member: str, signature: str, body: list[Any]) -> Any:
+    async def _call(
+        self, interface: str, member: str, signature: str, body: list[Any], *, start: bool = False
+    ) -> Any:
         message = Message(
             destination=BUS_NAME,
             path=OBJECT_PATH,
@@ -60,6 +62,8 @@ class Client:
             member=member,
             signature=signature,
             body=body,
+            # Whoever stopped the service and asks for its state does not want it started, and so armed.
+            flags=MessageFlag.NONE if start else MessageFlag.NO_AUTOSTART,
         )
         try:
             reply = await self._bus.call(message)

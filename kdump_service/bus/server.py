@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from dbus_next import NameFlag, RequestNameReply
 from dbus_next.aio import MessageBus
+from dbus_next.errors import AuthError
 
 from kdump_service.bus.authorization import remember_caller
 from kdump_service.bus.connection import connect_system_bus
@@ -43,7 +44,7 @@ class BusServer:
         while True:
             try:
                 bus = await self._connect()
-            except OSError as error:
+            except (OSError, EOFError, AuthError) as error:
                 logger.warning("no system bus, trying again in %g s, ignoring: %s", retry_sec, error)
                 await asyncio.sleep(retry_sec)
                 retry_sec = min(retry_sec * 2, _LAST_RETRY_SEC)
@@ -52,7 +53,7 @@ class BusServer:
             on_served()
             try:
                 await bus.wait_for_disconnect()
-            except (OSError, EOFError) as error:
+            except Exception as error:  # an edge: the library hands on whatever ended its reader
                 logger.warning("the system bus went away, connecting anew, ignoring: %s", error)
             finally:
                 self._bus = self._interface = None

@@ -147,6 +147,7 @@ class Capture:
     def _save_image(self, source: Vmcore) -> None:
         """Write, verify and name the image. Whatever happens, the file says of itself what it is."""
         assert self._folder is not None
+        self._record.compression = self._usable_compression()
         name = _IMAGE_NAMES[self._record.compression]
         image: LocalFile | None = None
         whole = False
@@ -176,9 +177,24 @@ class Capture:
                 writer.finish()
                 whole = True
         if image is not None:
+            self._record.state = DumpState.INCOMPLETE
             with self._stage("commit"):
                 self._record.files.append(image.close(name if whole else None))
-                self._record.state = DumpState.COMPLETE if whole else DumpState.INCOMPLETE
+                if whole:
+                    self._record.state = DumpState.COMPLETE
+
+    def _usable_compression(self) -> str:
+        """The configured compression, or none where its library is not there: better large than lost."""
+        wanted = self._settings.config.compression
+        if wanted == "lz4":
+            try:
+                import lz4.frame  # noqa: F401, PLC0415  (only asked whether it is there)
+            except ImportError as error:
+                self._add_problem(
+                    "settings", "bad-configuration", f"Compression=lz4: {error}; not compressing"
+                )
+                return "none"
+        return wanted
 
     def _finish(self) -> None:
         record = self._record

@@ -55,7 +55,7 @@ async def _run(arguments: argparse.Namespace) -> int:
                 dumps = await client.call("ListDumps")
                 print(json.dumps(dumps, indent=2) if arguments.json else dumps_table(dumps))
             case verb:
-                await client.call(verb.capitalize())
+                await client.call(verb.capitalize(), start=verb == "arm")
                 print(status_text(await client.properties()))
     finally:
         client.close()

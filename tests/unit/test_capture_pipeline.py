@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -213,3 +214,31 @@ def test_image_changed_on_disk_is_never_called_good(
     assert record.state is DumpState.INCOMPLETE
     assert record.problems[0].reason == "verification-failed"
     assert "0x8000" in record.problems[0].message
+
+
+def test_missing_compression_library_costs_no_dump(
+    machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _settings(machine, compression="lz4")
+    monkeypatch.setitem(sys.modules, "lz4.frame", None)
+    record = _run(machine)
+    assert (record.state, record.compression) == (DumpState.COMPLETE, "none")
+    assert "not compressing" in record.problems[0].message
+
+
+def test_disk_that_fails_at_the_end_is_incomplete(
+    machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _settings(machine)
+    calls = []
+
+    def failing_fsync(descriptor: int) -> None:
+        calls.append(descriptor)
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == "vmcore.incomplete":
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", failing_fsync)
+    record = _run(machine)
+    assert record.state is DumpState.INCOMPLETE
+    assert record.problems[0].stage == "commit"
+    assert (machine.path / "var/crash" / NAME / "vmcore.incomplete").exists()

@@ -125,3 +125,15 @@ def test_not_armed_but_up(
         assert (said["State"], said["Reason"], said["Loaded"]) == ("not-armed", reason, False)
         assert advice in said["Explanation"]
         assert "Not armed" in machine.run("systemctl status --no-pager kdump.service").stdout
+
+
+def test_asking_does_not_start_what_was_stopped(armed: Machine) -> None:
+    armed.run("systemctl stop kdump.service")
+    asked = armed.run("kdumpctl status", check=False)
+    assert asked.status == 60
+    assert "systemctl start kdump.service" in asked.stderr
+    assert armed.run(LOADED).stdout == "0\n"
+    # Arm is an act, and brings the service up by bus activation.
+    armed.run("kdumpctl arm")
+    assert armed.run(LOADED).stdout == "1\n"
+    assert armed.run("systemctl is-active kdump.service").stdout == "active\n"

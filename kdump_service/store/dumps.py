@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +60,7 @@ def scan(root: Path, target: str) -> list[StoredDump]:
     found = []
     for parent in (root / target.lstrip("/"), root / FALLBACK_FOLDER):
         try:
-            folders = [path for path in parent.iterdir() if (path / RECORD_FILE).is_file()]
+            folders = [path for path in parent.iterdir() if _is_ours(path) and (path / RECORD_FILE).is_file()]
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -74,6 +76,13 @@ def scan(root: Path, target: str) -> list[StoredDump]:
                 continue
             found.append(StoredDump(folder, record))
     return sorted(found, key=lambda dump: dump.folder.name)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether this user, root in production, made the folder: some distributions let everybody write to
+    /var/crash, and nobody else's folder may pass for a crash."""
+    status = path.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def _reported_names(root: Path) -> set[str]:

@@ -9,9 +9,9 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Unpack
 
 import pytest
 
@@ -19,7 +19,7 @@ from .cache import set_reporter
 from .debuggers import OpenDump
 from .events import GuestDump, MachineLost
 from .lab import Lab
-from .machine import Machine
+from .machine import Machine, MachineOptions
 from .tree import SUITE
 
 REPO = Path(__file__).parents[2]
@@ -34,17 +34,7 @@ OpenDumpOf = Callable[[Machine, GuestDump], OpenDump]
 class MachineFactory(Protocol):
     """What a case makes its machines with: `Lab.machine`."""
 
-    def __call__(
-        self,
-        *,
-        memory_mib: int = 1024,
-        cpus: int = 2,
-        crashkernel: str | None = "256M",
-        command_line: str = "",
-        agent_in_capture: bool = False,
-        files: Mapping[str, bytes] | None = None,
-        qemu_arguments: Sequence[str] = (),
-    ) -> Machine: ...
+    def __call__(self, **options: Unpack[MachineOptions]) -> Machine: ...
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,8 +6,8 @@ Usable without pytest too: `Lab(repo, work).machine()` is what a demonstration i
 
 import functools
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import lz4.frame
 
@@ -15,7 +15,7 @@ from .cache import Cache, slow_step
 from .debuggers import OpenDump
 from .disk import Disk, Install, install_with_make, project_disk
 from .events import GuestDump
-from .machine import Machine
+from .machine import Machine, MachineOptions
 from .symbols import crash_module, vmlinux
 from .tree import SUITE, Tree, base_tree
 
@@ -60,30 +60,10 @@ class Lab:
     def crash_module(self) -> Path:
         return crash_module(self.cache, self.tree)
 
-    def machine(
-        self,
-        *,
-        memory_mib: int = 1024,
-        cpus: int = 2,
-        crashkernel: str | None = "256M",
-        command_line: str = "",
-        agent_in_capture: bool = False,
-        files: Mapping[str, bytes] | None = None,
-        qemu_arguments: Sequence[str] = (),
-    ) -> Machine:
-        """A machine, switched off; `with` switches it on. The parameters are those of `Machine`."""
-        machine = Machine(
-            self.disk,
-            self.work / f"machine{len(self.machines)}",
-            memory_mib=memory_mib,
-            cpus=cpus,
-            crashkernel=crashkernel,
-            command_line=command_line,
-            agent_in_capture=agent_in_capture,
-            files=files,
-            qemu_arguments=qemu_arguments,
-            crash_module=lambda: self.crash_module,
-        )
+    def machine(self, **options: Unpack[MachineOptions]) -> Machine:
+        """A machine, switched off; `with` switches it on."""
+        work = self.work / f"machine{len(self.machines)}"
+        machine = Machine(self.disk, work, lambda: self.crash_module, **options)
         self.machines.append(machine)
         return machine
 

@@ -17,14 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self, TypedDict, TypeVar, Unpack
 
 from .channel import Console, ConsoleLine, JsonLines, Message
 from .disk import AGENT_IN_CAPTURE, HOME, Disk, copy_image, extract, write_files
 from .events import Boot, CommandFailed, Completed, GuestDump, MachineLost, Mode, QmpEvent, UnexpectedBoot
 from .guest_agent import PORT_NAME
 
-__all__ = ["PLANTED_COMMAND", "CommandFailed", "Machine", "MachineLost", "UnexpectedBoot"]
+__all__ = ["PLANTED_COMMAND", "CommandFailed", "Machine", "MachineLost", "MachineOptions", "UnexpectedBoot"]
 
 Crash = Literal["sysrq", "null_dereference", "nmi"]
 T = TypeVar("T")
@@ -63,6 +63,18 @@ def qemu_command(cpus: int, memory_mib: int, image: Path, side_fd: int, qmp_fd: 
     ]
 
 
+class MachineOptions(TypedDict, total=False):
+    """What a case may choose about its machine; each may be left out."""
+
+    memory_mib: int  # 1024
+    cpus: int  # 2
+    crashkernel: str | None  # "256M"; None: the kernel reserves nothing
+    command_line: str  # words after the usual ones
+    agent_in_capture: bool  # False; True: the capture boot can be talked to
+    files: Mapping[str, bytes]  # guest path -> content, put on the disk before the first boot
+    qemu_arguments: Sequence[str]
+
+
 class Machine:
     """A machine on its own copy of `disk`, in the folder `work`: switched on by `with`, ended at its end.
 
@@ -73,40 +85,31 @@ class Machine:
         self,
         disk: Disk,
         work: Path,
-        *,
-        memory_mib: int = 1024,
-        cpus: int = 2,
-        crashkernel: str | None = "256M",
-        command_line: str = "",
-        agent_in_capture: bool = False,
-        files: Mapping[str, bytes] | None = None,
-        qemu_arguments: Sequence[str] = (),
         crash_module: Callable[[], Path] | None = None,
+        **options: Unpack[MachineOptions],
     ) -> None:
-        """`command_line` comes after the usual one; `files` are put on the disk before the first boot.
-
-        `crash_module` answers with the module that `crash("null_dereference")` loads.
-        """
+        """`crash_module` answers with the module that `crash("null_dereference")` loads."""
         self.disk = disk
         self.work = work
         self.image = work / "disk.img"
         self.console_log = work / "console.log"
-        self.memory_mib = memory_mib
-        self.cpus = cpus
+        self.memory_mib = options.get("memory_mib", 1024)
+        self.cpus = options.get("cpus", 2)
         self.boots: list[Boot] = []
         self.events: list[QmpEvent] = []
         self.crashed_by: Crash | None = None
         self.journal = ""  # of the project's units, when a case failed and the machine still answered
-        self._files = dict(files or {})
-        self._qemu_arguments = list(qemu_arguments)
+        self._files = dict(options.get("files", {}))
+        self._qemu_arguments = list(options.get("qemu_arguments", ()))
         self._crash_module = crash_module
-        self._agent_in_capture = agent_in_capture
+        self._agent_in_capture = options.get("agent_in_capture", False)
+        crashkernel = options.get("crashkernel", "256M")
         words = ["root=/dev/vda", "ro", "console=ttyS0", "mitigations=off", "net.ifnames=0"]
         if crashkernel is not None:
             words.append(f"crashkernel={crashkernel}")
-        if agent_in_capture:
+        if self._agent_in_capture:
             words.append(AGENT_IN_CAPTURE)
-        self.command_line = " ".join([*words, command_line]).strip()
+        self.command_line = " ".join([*words, options.get("command_line", "")]).strip()
         self._changed = threading.Condition()
         self._answers: dict[int, Message] = {}
         self._ids = itertools.count(1)

@@ -46,7 +46,9 @@ def test_capture_that_stalls(machine_factory: MachineFactory) -> None:
         machine.wait_until_armed()
         machine.crash("sysrq")
         machine.wait_for_boot("capture")
-        machine.wait_until("find /var/crash -name 'vmcore*' -size +1M | grep .", timeout_sec=90)
+        machine.wait_until(
+            "systemctl show -P StatusText kdump-capture.service | grep 'Saving: .* left'", timeout_sec=90
+        )
         machine.spawn("systemctl kill --signal=STOP kdump-capture.service")
         machine.wait_for_boot()
         [dump] = machine.dumps()
@@ -63,6 +65,18 @@ def test_capture_kernel_without_memory(machine_factory: MachineFactory) -> None:
         machine.wait_for_boot()
         assert all(dump.record["state"] != "complete" for dump in machine.dumps())
         machine.wait_until_armed()
+
+
+def test_root_is_not_found(machine_factory: MachineFactory) -> None:
+    """The capture kernel's initramfs gives up: panic= on the command line makes it reboot instead of ask."""
+    drop_in = b"[Kernel]\nCommandLineRemove=root\nCommandLineAppend=root=/dev/gone rootdelay=3\n"
+    with machine_factory(files={"/etc/kdump-service.conf.d/test.conf": drop_in}) as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        asked = machine.crash("sysrq")
+        machine.wait_for_console("/dev/gone does not exist", since=asked, timeout_sec=120)
+        machine.wait_for_boot()
+        assert machine.dumps() == []
 
 
 def test_panic_during_shutdown(machine_factory: MachineFactory) -> None:

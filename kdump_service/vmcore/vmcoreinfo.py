@@ -9,6 +9,9 @@ from __future__ import annotations
 
 __all__ = ["VmcoreInfo"]
 
+_MOST_TIME_DIGITS = 11
+"""Until the year 5138; what is larger is damage, and no calendar takes it."""
+
 
 class VmcoreInfo:
     """The keys and values; typed readers for those that are used."""
@@ -39,6 +42,8 @@ class VmcoreInfo:
 
     @property
     def crash_time(self) -> int | None:
-        """CRASHTIME: seconds since the epoch by the crashed kernel's clock; None if absent."""
+        """CRASHTIME: seconds since the epoch by the crashed kernel's clock; None if absent or nonsense."""
         value = self.text("CRASHTIME")
-        return int(value) if value.isascii() and value.isdigit() else None
+        if not (value.isascii() and value.isdigit() and len(value) <= _MOST_TIME_DIGITS):
+            return None
+        return int(value)

@@ -140,3 +140,9 @@ def test_damaged_note_costs_itself_and_those_behind(tmp_path: Path) -> None:
 def test_vmcoreinfo_tolerates_what_it_does_not_know() -> None:
     info = VmcoreInfo(b"OSRELEASE=6.1\nno separator\nCRASHTIME=soon\nA=b=c\n\xff\xfe=1\n\0\0\0")
     assert (info.release, info.crash_time, info.text("A"), info.build_id) == ("6.1", None, "b=c", "")
+    assert [VmcoreInfo(b"CRASHTIME=" + t).crash_time for t in (b"", b"-1", b"9" * 11, b"9" * 12)] == [
+        None,
+        None,
+        99999999999,
+        None,
+    ]

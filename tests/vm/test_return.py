@@ -97,3 +97,14 @@ ExecStop=/bin/sh -c 'systemctl is-active --quiet kdump.service || echo c >/proc/
         machine.wait_for_boot()
         [dump] = machine.dumps()
         assert dump.record["state"] == "complete"
+
+
+def test_power_off_when_saved(machine_factory: MachineFactory) -> None:
+    """OnSuccess= has its way over the unit's reboot."""
+    files = {"/etc/kdump-service.conf.d/test.conf": b"[Action]\nOnSuccess=poweroff\n"}
+    with machine_factory(files=files) as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        asked = machine.crash("sysrq")
+        machine.wait_for_console("kdump: Dump saved", since=asked, timeout_sec=120)
+        assert machine.wait_for_event("SHUTDOWN", since=asked).data["reason"] == "guest-shutdown"

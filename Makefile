@@ -64,6 +64,8 @@ install:
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system/rescue.target.wants
 	ln -sf ../kdump-capture.service $(DESTDIR)$(PREFIX)/lib/systemd/system/emergency.target.wants/
 	ln -sf ../kdump-capture.service $(DESTDIR)$(PREFIX)/lib/systemd/system/rescue.target.wants/
+	install -D -m 644 units/no-prompt-in-capture.conf $(DESTDIR)$(PREFIX)/lib/systemd/system/emergency.service.d/kdump-service.conf
+	install -D -m 644 units/no-prompt-in-capture.conf $(DESTDIR)$(PREFIX)/lib/systemd/system/rescue.service.d/kdump-service.conf
 	install -D -m 644 units/kdump-service.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/kdump-service.catalog
 	install -D -m 644 dbus/org.kdump.Kdump1.conf $(DESTDIR)$(PREFIX)/share/dbus-1/system.d/org.kdump.Kdump1.conf
 	install -D -m 644 dbus/org.kdump.Kdump1.service $(DESTDIR)$(PREFIX)/share/dbus-1/system-services/org.kdump.Kdump1.service

@@ -35,7 +35,7 @@ ARMED_FILE = "run/kdump-service/armed.json"
 # (kernel/kexec_file.c: kimage_validate_signature; crypto/asymmetric_keys: verify_pefile, pkcs7).
 _SIGNATURE_ERRNOS = frozenset(
     {errno.EKEYREJECTED, errno.ENOKEY, errno.EBADMSG, errno.ENODATA, errno.ENOPKG, errno.ELIBBAD,
-     errno.EKEYREVOKED, errno.EKEYEXPIRED, errno.EACCES}
+     errno.EKEYREVOKED, errno.EKEYEXPIRED}
 )  # fmt: skip
 
 
@@ -186,8 +186,8 @@ def _no_reservation(command_line: str) -> errors.NoReservation:
 
 
 def _privilege_hint(kernel_files: KernelFiles) -> str:
-    if kernel_files.kexec_load_disabled:
-        return "sysctl kernel.kexec_load_disabled is 1; it can only be cleared by a reboot."
+    if kernel_files.kexec_loading_disabled:
+        return f"{kernel_files.kexec_loading_disabled}; only a reboot changes that."
     if os.geteuid() != 0:
         return "Run it as root."
     return "Check that the process has CAP_SYS_BOOT, and the log of the security module (journalctl -k)."
@@ -201,45 +201,49 @@ def explain(
     Source: kexec_file_load(2) and kernel/kexec_file.c, Linux 6.1 to 6.12.
     """
     code = error.errno
-    reserved = format_bytes(reserved_bytes)
-    images = f"{request.kernel.path} with {request.initramfs.path}"
+    kernel = request.kernel.path
+    images = f"{kernel} with {request.initramfs.path}"
     if code in (errno.EADDRNOTAVAIL, errno.ENOMEM):
         needed = format_bytes(request.kernel.size_bytes + request.initramfs.size_bytes)
+        # ENOMEM is also the running system's own memory: the kernel reads both files whole, then places them.
+        short = " If the machine is short of memory now, free some." if code == errno.ENOMEM else ""
         return errors.ReservationTooSmall(
-            f"{images} ({needed} compressed) do not fit into the {reserved} reserved by crashkernel=",
-            "Ask for more, for example crashkernel=256M, on the kernel command line and reboot.",
+            f"{images} ({needed} compressed) do not fit into the {format_bytes(reserved_bytes)} reserved by "
+            "crashkernel=",
+            f"Ask for more, for example crashkernel=256M, on the kernel command line and reboot.{short}",
         )
     if code == errno.ENOSYS:
         return errors.NotSupported(
-            "this kernel has no kexec_file_load system call",
+            f"this kernel cannot load a crash kernel from files ({error.strerror})",
             "Boot a kernel that is built with CONFIG_KEXEC_FILE.",
         )
     locked = kernel_files.lockdown not in ("", "none") or kernel_files.secure_boot
-    if code in _SIGNATURE_ERRNOS or (code == errno.EPERM and locked and not kernel_files.kexec_load_disabled):
+    if code in _SIGNATURE_ERRNOS or (
+        code == errno.EPERM and locked and not kernel_files.kexec_loading_disabled
+    ):
         why = (
             "Secure Boot is on" if kernel_files.secure_boot else f"lockdown={kernel_files.lockdown or 'none'}"
         )
         return errors.SignatureRefused(
-            f"the kernel refuses {request.kernel.path}: its signature is missing or not trusted "
-            f"({error.strerror}; {why})",
+            f"the kernel refuses {kernel}: its signature is missing or not trusted ({error.strerror}; {why})",
             "Load a kernel that the distribution signed, or enrol the key that signed this one (mokutil).",
         )
     if code == errno.EPERM:
         return errors.NotPrivileged(
             "the kernel refuses to load a crash kernel", _privilege_hint(kernel_files)
         )
+    if code == errno.EACCES:
+        return errors.NotPrivileged(
+            f"a security module does not let the kernel read {images}",
+            "See its log: journalctl -k, or ausearch -m avc under SELinux.",
+        )
     if code == errno.EBUSY:
         return errors.KernelBusy("another program is loading a kernel now", "Try again: kdumpctl arm")
     if code in (errno.ENOEXEC, errno.EINVAL):
-        if code == errno.EINVAL and len(request.command_line) >= 2047:
-            # x86 and arm64 kernels take 2048 bytes with the NUL (COMMAND_LINE_SIZE).
-            return errors.BadCommandLine(
-                f"the capture command line is too long for the kernel: {len(request.command_line)} bytes",
-                "Shorten it with CommandLineRemove= or CommandLine=.",
-            )
         return errors.ImageRefused(
-            f"{request.kernel.path} is no kernel image that this kernel can start ({error.strerror})",
-            "Reinstall the kernel's package, or correct Kernel=.",
+            f"{kernel} is no kernel image that this kernel can start ({error.strerror})",
+            "Reinstall the kernel's package, or set Kernel=: arm64 takes an uncompressed Image only, ppc64le "
+            "and riscv vmlinux.",
         )
     if code in (errno.EIO, errno.EBADF, errno.EFAULT, errno.ETXTBSY, errno.EFBIG, errno.EISDIR):
         return errors.ImageUnreadable(

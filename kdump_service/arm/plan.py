@@ -12,7 +12,7 @@ import os
 import platform
 from pathlib import Path
 
-from kdump_service.arm.command_line import capture_command_line
+from kdump_service.arm.command_line import capture_command_line, check_length
 from kdump_service.arm.images import find_images
 from kdump_service.arm.loader import LoadRequest
 from kdump_service.config import CAPTURE_SETTINGS_FILE, Config
@@ -25,9 +25,11 @@ CAPTURE_SETTINGS_SCHEMA = 1
 
 
 def plan_load(kernel_files: KernelFiles, config: Config) -> LoadRequest:
-    """What to load on this machine under this configuration. Raises ImageMissing or ImageUnreadable."""
+    """What to load on this machine under this configuration. Raises CannotArm or one of its kinds."""
     images = find_images(kernel_files.root, kernel_files.release, config)
-    command_line = capture_command_line(kernel_files.command_line, platform.machine(), config)
+    machine = platform.machine()
+    command_line = capture_command_line(kernel_files.command_line, machine, config)
+    check_length(command_line, machine)
     return LoadRequest.of(images, command_line)
 
 

@@ -52,9 +52,15 @@ class KernelFiles:
         return int(self._crash_attribute("size") or 0)
 
     @property
-    def kexec_load_disabled(self) -> bool:
-        """Whether sysctl kernel.kexec_load_disabled forbids loading until the next boot."""
-        return self._read("proc/sys/kernel/kexec_load_disabled") == "1"
+    def kexec_loading_disabled(self) -> str:
+        """Which sysctl forbids loading until the next boot, as ``kernel.NAME is VALUE``; empty if none does.
+
+        Documentation/admin-guide/sysctl/kernel.rst; the limit of loads is of Linux 6.3, -1 means none.
+        """
+        for name, value in (("kexec_load_disabled", "1"), ("kexec_load_limit_panic", "0")):
+            if self._read(f"proc/sys/kernel/{name}") == value:
+                return f"sysctl kernel.{name} is {value}"
+        return ""
 
     @property
     def lockdown(self) -> str:
@@ -91,6 +97,39 @@ class KernelFiles:
     def boot_id(self) -> str:
         """The id of this boot as the journal writes it: 32 hexadecimal digits."""
         return (self._read("proc/sys/kernel/random/boot_id") or "").replace("-", "")
+
+    @property
+    def root_is_encrypted(self) -> bool:
+        """Whether a dm-crypt device lies below the root file system; False where that cannot be found out.
+
+        Device-mapper names the owner of a device in its UUID, ``CRYPT-`` for cryptsetup (Documentation/ABI,
+        sysfs-block-dm).
+        """
+        for line in (self._read("proc/self/mountinfo") or "").splitlines():
+            fields = line.split()
+            if fields[4] == "/":
+                # btrfs and others have an anonymous device number; then its source is asked.
+                return self._lies_on_crypt(fields[2]) or self._lies_on_crypt(
+                    self._device_number(fields[fields.index("-") + 2])
+                )
+        return False
+
+    def _device_number(self, path: str) -> str:
+        try:
+            number = (self.root / path.lstrip("/")).stat().st_rdev
+        except OSError:  # no device: a network file system, an image's overlay
+            return ""
+        return f"{os.major(number)}:{os.minor(number)}"
+
+    def _lies_on_crypt(self, number: str) -> bool:
+        folder = self.root / "sys/dev/block" / number
+        if not number or not folder.is_dir():
+            return False
+        if (self._read(f"sys/dev/block/{number}/dm/uuid") or "").startswith("CRYPT-"):
+            return True
+        below = [each.name for each in folder.glob("slaves/*")]
+        numbers = [self._read(f"sys/dev/block/{number}/slaves/{name}/dev") or "" for name in below]
+        return any(self._lies_on_crypt(each) for each in numbers)
 
     @property
     def has_vmcore(self) -> bool:

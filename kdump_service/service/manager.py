@@ -25,6 +25,11 @@ __all__ = ["Manager"]
 
 logger = logging.getLogger(__name__)
 
+_ROOT_ENCRYPTED = (
+    "The root file system is encrypted: if the capture boot has to ask for a passphrase, it waits for it "
+    "without a limit. Have it unlocked without a question, by a TPM or a key file."
+)
+
 
 class Manager:
     """The state machine of arming."""
@@ -88,7 +93,7 @@ class Manager:
         if config_errors:
             self._config_errors = config_errors
             self._log_config_errors()
-            self._publish(self._with_config_problem(self._status))
+            self._publish(self._with_remark(self._status))
             raise ConfigError("\n".join(str(error) for error in config_errors), config_errors[0].hint)
         self._config, self._config_errors = config, []
         if self._disarmed_on_request:
@@ -160,7 +165,7 @@ class Manager:
             image=request.initramfs.path,
             command_line=request.command_line,
         )
-        self._publish(self._with_config_problem(status))
+        self._publish(self._with_remark(status))
         how = "was already loaded" if adopted else "loaded"
         log.event(
             logger,
@@ -201,11 +206,16 @@ class Manager:
             KDUMP_RESERVED_BYTES=status.reserved_bytes,
         )
 
-    def _with_config_problem(self, status: Status) -> Status:
-        if not self._config_errors or status.reason:
+    def _with_remark(self, status: Status) -> Status:
+        """The status, with what is wrong although the machine is armed, if anything is."""
+        if status.reason:
             return status
-        first = self._config_errors[0]
-        return replace(status, reason=first.reason, explanation=first.explanation())
+        if self._config_errors:
+            first = self._config_errors[0]
+            return replace(status, reason=first.reason, explanation=first.explanation())
+        if self._kernel_files.root_is_encrypted:
+            return replace(status, reason="root-encrypted", explanation=_ROOT_ENCRYPTED)
+        return status
 
     def _log_config_errors(self) -> None:
         for error in self._config_errors:

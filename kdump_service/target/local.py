@@ -119,8 +119,8 @@ class LocalDumpFolder:
     def create(cls, target: Path, mount_point: Path | None, name: str) -> LocalDumpFolder:
         """Make the folder ``name`` below ``target``; a name that is taken gets ``.2``, ``.3`` ...
 
-        If the file system that held the target at arming is not mounted, it is mounted by what /etc/fstab
-        says of it: a dump must not end up below a mount point, where production would not see it.
+        If the file system that held the target at arming is not mounted, its mount unit (/etc/fstab) is
+        started: a dump must not end up below a mount point, where production would not see it.
         Raises TargetUnusable or TargetFull.
         """
         if mount_point is not None:
@@ -148,7 +148,9 @@ def _ensure_mounted(mount_point: Path) -> None:
     if os.path.ismount(mount_point):
         return
     try:
-        run(["mount", str(mount_point)], timeout_sec=_MOUNT_TIMEOUT_SEC)
+        # systemctl takes a path for its mount unit (systemctl(1)); its job may be under way already, waiting
+        # for the disk or a check, and is then waited for.
+        run(["systemctl", "start", str(mount_point)], timeout_sec=_MOUNT_TIMEOUT_SEC)
     except ProgramFailed as error:
         raise TargetUnusable(
             f"{mount_point} is not mounted and cannot be",

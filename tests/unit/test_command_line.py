@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import pytest
 
-from kdump_service.arm.command_line import NOT_INHERITED, added_words, capture_command_line
+from kdump_service.arm.command_line import NOT_INHERITED, added_words, capture_command_line, check_length
 from kdump_service.config import Config
+from kdump_service.errors import BadCommandLine
 from kdump_service.kernel.cmdline import join_words, split_words, word_name
 
 
@@ -49,6 +50,8 @@ def test_root_and_console_stay() -> None:
         "isolcpus=1-3", "nr_cpus=8", "maxcpus=4", "panic=0", "panic_on_warn=1", "panic-on-warn=1",
         "systemd.unit=rescue.target", "single", "3", "slub_debug=FZP",
         "log_buf_len=64M", "kfence.sample_interval=1",
+        "sysctl.vm.nr_hugepages=9", "systemd.service_watchdogs=0", "break=top",
+        "fsck.mode=force", "rdinit=/bin/sh",
         "transparent_hugepage_shmem=always", "oops=panic", "initrd=\\boot\\initrd", "ramoops.mem_size=1",
     ],
 )  # fmt: skip
@@ -56,8 +59,32 @@ def test_not_inherited(word: str) -> None:
     assert _kept(f"root=/dev/vda {word} ro") == "root=/dev/vda ro"
 
 
-def test_words_for_init_are_not_inherited() -> None:
+def test_words_for_init_are_left_out() -> None:
     assert _kept("root=/dev/vda -- --log-level=debug") == "root=/dev/vda"
+    assert _kept("", Config(command_line="root=/dev/vda -- single")) == "root=/dev/vda"
+
+
+def test_what_is_there_already_is_not_added_twice() -> None:
+    words = split_words(capture_command_line("irqpoll nokaslr fsck.mode=skip", "x86_64", Config()))
+    assert words.count("irqpoll") == 1
+    assert words[:2] == ["nokaslr", "fsck.mode=skip"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "most"),
+    [
+        ("x86_64", 1985),
+        ("aarch64", 2047),
+        ("ppc64le", 2007),
+        ("s390x", 4095),
+        ("riscv64", 983),
+        ("other", 983),
+    ],
+)
+def test_a_line_that_would_be_cut_is_refused(machine: str, most: int) -> None:
+    check_length("x" * most, machine)
+    with pytest.raises(BadCommandLine, match=f"has {most + 1} bytes, and {machine} kernels take {most}"):
+        check_length("x" * (most - 1) + "é", machine)
 
 
 def test_similar_names_stay() -> None:

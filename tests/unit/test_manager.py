@@ -149,3 +149,20 @@ def test_busy_kernel_is_a_reason(bench: _Bench) -> None:
     assert bench.manager.status().reason == "kernel-busy"
     bench.manager.arm()
     assert bench.manager.status().reason == ""
+
+
+def test_encrypted_root_is_remarked(bench: _Bench) -> None:
+    bench.machine.write(
+        "proc/self/mountinfo",
+        "22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/mapper/vg-root rw\n"
+        "30 22 0:25 / /proc rw shared:12 - proc proc rw\n",
+    )
+    bench.manager.start()
+    assert bench.manager.status().reason == ""
+    bench.machine.write("sys/dev/block/254:1/dm/uuid", "LVM-abc\n")
+    bench.machine.write("sys/dev/block/254:1/slaves/dm-0/dev", "254:0\n")
+    bench.machine.write("sys/dev/block/254:0/dm/uuid", "CRYPT-LUKS2-abc-luks\n")
+    bench.manager.arm()
+    status = bench.manager.status()
+    assert (status.state, status.reason) == (ArmState.ARMED, "root-encrypted")
+    assert "passphrase" in status.summary()

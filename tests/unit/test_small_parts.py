@@ -99,7 +99,7 @@ def test_documented_reasons_are_those_of_the_classes() -> None:
         each.reason for each in _error_classes() if issubclass(each, errors.CannotArm | errors.ConfigError)
     }
     documented = set(re.findall(r'^        "([a-z-]+)"  ', xml, re.MULTILINE)) - {
-        "starting", "arming", "armed", "not-armed", "disarmed", "unloaded-by-others",
+        "starting", "arming", "armed", "not-armed", "disarmed", "unloaded-by-others", "root-encrypted",
     }  # fmt: skip
     assert documented == reasons
 

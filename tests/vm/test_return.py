@@ -8,14 +8,30 @@ FALLBACK = "/var/lib/kdump-service/crash"
 
 
 def test_file_system_that_does_not_mount(machine_factory: MachineFactory) -> None:
-    """local-fs.target fails, systemd goes to emergency mode: the capture runs there instead of a prompt."""
+    """local-fs.target fails, systemd goes to emergency mode: the capture runs there, without a prompt."""
     with machine_factory() as machine:
         machine.wait_for_boot()
         machine.wait_until_armed()
-        machine.put("/etc/fstab", ROOT + b"/dev/gone /mnt ext4 defaults,x-systemd.device-timeout=5s 0 2\n")
+        machine.put("/etc/fstab", ROOT + b"/dev/vda /mnt vfat defaults 0 0\n")
         machine.run("sync")
         asked = machine.crash("sysrq")
         machine.wait_for_console("Reached target emergency.target", since=asked, timeout_sec=120)
+        machine.wait_for_console("kdump: Dump saved", since=asked, timeout_sec=120)
+        machine.wait_for_event("RESET", since=asked, timeout_sec=60)
+        said = [line.text for line in machine.console.lines if line.at >= asked]
+        assert not any("password for maintenance" in text for text in said)
+
+
+def test_file_system_that_never_comes(machine_factory: MachineFactory) -> None:
+    """Something else that production mounts never comes: the capture does not wait for it."""
+    with machine_factory() as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        # As for a volume in crypttab whose passphrase nobody types.
+        line = b"/dev/gone /mnt ext4 x-systemd.device-timeout=infinity 0 2\n"
+        machine.put("/etc/fstab", ROOT + line)
+        machine.run("sync")
+        asked = machine.crash("sysrq")
         machine.wait_for_console("kdump: Dump saved", since=asked, timeout_sec=120)
         machine.wait_for_event("RESET", since=asked, timeout_sec=60)
 

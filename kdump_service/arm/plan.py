@@ -8,8 +8,8 @@ JSON file: the configuration, who the machine is, and where the target is mounte
 from __future__ import annotations
 
 import json
-import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
 from kdump_service.arm.command_line import capture_command_line, check_length
@@ -33,15 +33,10 @@ def plan_load(kernel_files: KernelFiles, config: Config) -> LoadRequest:
     return LoadRequest.of(images, command_line)
 
 
-def mount_point_of(path: Path) -> Path:
-    """The mount point that holds ``path``, or that will hold it once its missing folders are made."""
-    existing = path
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    existing = existing.resolve()
-    while not os.path.ismount(existing):
-        existing = existing.parent
-    return existing
+def mount_point_of(path: str, mount_points: Iterable[str]) -> str:
+    """Which of ``mount_points`` holds ``path``, by their names alone: the target may be one that hangs."""
+    parents = {str(parent) for parent in (Path(path), *Path(path).parents)}
+    return max((point for point in mount_points if point in parents), key=len, default="/")
 
 
 def write_capture_settings(kernel_files: KernelFiles, config: Config) -> None:
@@ -50,7 +45,7 @@ def write_capture_settings(kernel_files: KernelFiles, config: Config) -> None:
         "schema": CAPTURE_SETTINGS_SCHEMA,
         "boot_id": kernel_files.boot_id,
         "host": kernel_files.host_name,
-        "target_mount_point": str(mount_point_of(Path(config.target))),
+        "target_mount_point": mount_point_of(config.target, kernel_files.mount_points),
         "config": config.to_json(),
     }
     path = kernel_files.root / CAPTURE_SETTINGS_FILE

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 __all__ = ["KernelFiles"]
@@ -105,14 +106,24 @@ class KernelFiles:
         Device-mapper names the owner of a device in its UUID, ``CRYPT-`` for cryptsetup (Documentation/ABI,
         sysfs-block-dm).
         """
-        for line in (self._read("proc/self/mountinfo") or "").splitlines():
-            fields = line.split()
+        for fields in self._mounts():
             if fields[4] == "/":
                 # btrfs and others have an anonymous device number; then its source is asked.
-                return self._lies_on_crypt(fields[2]) or self._lies_on_crypt(
-                    self._device_number(fields[fields.index("-") + 2])
-                )
+                source = fields[fields.index("-") + 2]
+                return self._lies_on_crypt(fields[2]) or self._lies_on_crypt(self._device_number(source))
         return False
+
+    @property
+    def mount_points(self) -> list[str]:
+        """Where something is mounted. From the kernel's list: no file system is asked, so none can hang."""
+        return [
+            re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4]) for fields in self._mounts()
+        ]
+
+    def _mounts(self) -> list[list[str]]:
+        # proc(5): id, parent, major:minor, root, mount point, options, optional fields, -, type, source ...
+        lines = (self._read("proc/self/mountinfo") or "").splitlines()
+        return [line.split() for line in lines]
 
     def _device_number(self, path: str) -> str:
         try:

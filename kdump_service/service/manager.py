@@ -104,7 +104,6 @@ class Manager:
     def arm(self) -> None:
         """Load the crash kernel unless exactly what is wanted is loaded. Raises CannotArm or its kinds."""
         self._disarmed_on_request = False
-        self._save_capture_settings()
         loaded = self._loader.loaded_request()
         try:
             self._reserved_bytes = self._loader.reserved_bytes()
@@ -115,6 +114,8 @@ class Manager:
         except CannotArm as error:
             self._not_armed(error)
             raise
+        finally:
+            self._save_capture_settings()  # also for what another program may have loaded
         self._armed(wanted, adopted=loaded == wanted)
 
     def disarm(self) -> None:

@@ -169,8 +169,23 @@ def test_capture_settings_name_the_machine(machine: MachineRoot) -> None:
     assert path.stat().st_mtime_ns == before
 
 
-def test_mount_point_of_a_folder_that_is_not_there_yet() -> None:
-    assert mount_point_of(Path("/proc/nonexistent/folder")) == Path("/proc")
+@pytest.mark.parametrize(
+    ("path", "mount_point"),
+    [
+        ("/var/crash", "/var"),
+        ("/var/crash/not yet", "/var"),
+        ("/varnish", "/"),
+        ("/a b/c", "/a b"),
+        ("/var", "/var"),
+    ],
+)
+def test_mount_point_of_the_target(machine: MachineRoot, path: str, mount_point: str) -> None:
+    machine.write(
+        "proc/self/mountinfo",
+        "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n23 22 8:2 / /var rw shared:1 - ext4 /dev/sda2 rw\n"
+        "24 22 8:3 / /a\\040b rw - nfs4 server:/dead rw\n",
+    )
+    assert mount_point_of(path, KernelFiles(machine.path).mount_points) == mount_point
 
 
 def test_every_supported_architecture_has_a_number() -> None:

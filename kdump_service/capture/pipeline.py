@@ -255,7 +255,7 @@ class Capture:
             "KDUMP_NAME": record.name,
             "KDUMP_STATE": record.state,
             "KDUMP_STORED_BYTES": record.stored_bytes,
-            "KDUMP_SECONDS": record.seconds_to_saved,
+            "KDUMP_SECONDS_TO_SAVED": record.seconds_to_saved,
         }
         where = self._folder.path if self._folder else "nowhere"
         if record.state is DumpState.COMPLETE:

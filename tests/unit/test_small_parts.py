@@ -166,6 +166,13 @@ def test_catalog_has_every_message_id() -> None:
     assert max(map(len, catalog.splitlines())) <= 76
 
 
+def test_man_page_has_every_journal_field() -> None:
+    code = "".join(path.read_text() for path in (REPOSITORY / "kdump_service").rglob("*.py"))
+    page = (REPOSITORY / "packaging/man/kdump-service.8").read_text()
+    fields = r"\bKDUMP_(?!DEBUG)[A-Z_]+[A-Z]\b"
+    assert set(re.findall(fields, page)) == set(re.findall(fields, code))
+
+
 def test_status_text() -> None:
     text = status_text(
         {"State": "not-armed", "Reason": "no-reservation", "Explanation": "Do it.", "ReservedBytes": 0}

@@ -100,6 +100,10 @@ class DumpRecord:
     """Architecture, as uname -m."""
     kernel_release: str = ""
     kernel_build_id: str = ""
+    panic_message: str = ""
+    """The kernel's own line, as in ``Kernel panic - not syncing: sysrq triggered crash``."""
+    kernel_log_records: int = 0
+    """Records of the kernel's log that were saved."""
     format: str = ""
     compression: str = ""
     vmcore_bytes: int = 0

@@ -69,6 +69,7 @@ def _dump_entry(dump: StoredDump) -> dict[str, Variant]:
         "Folder": Variant("s", str(dump.folder)),
         "CrashTime": Variant("s", record.crash_time),
         "KernelRelease": Variant("s", record.kernel_release),
+        "PanicMessage": Variant("s", record.panic_message),
         "BootID": Variant("s", record.boot_id),
         "StoredBytes": Variant("t", record.stored_bytes),
         "SecondsToSaved": Variant("d", record.seconds_to_saved),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The whole capture, from top to bottom.
 
-Order: name the crash on the console -> a first record, synced -> the image under an incomplete name ->
-verify by reading back -> sync and rename -> the final record -> the final action. A stage that fails is
-recorded, and the next one that can still serve runs.
+Order: name the crash on the console -> a first record, synced -> the kernel's log -> the image under an
+incomplete name -> verify by reading back -> sync and rename -> the final record -> the final action. A
+stage that fails is recorded, and the next one that can still serve runs.
 
 Nothing here has to succeed for the machine to come back: kdump-capture.service reboots it when this process
 ends, however it ends, and ends it when no bytes have moved for WatchdogSec=.
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from kdump_service import log
 from kdump_service.capture.image import copy_image, make_writer, verify_image
+from kdump_service.capture.kernel_log import save_kernel_log
 from kdump_service.capture.progress import MemoryGauge, Progress
 from kdump_service.capture.settings import CaptureSettings, read_capture_settings
 from kdump_service.errors import BadVmcore, KdumpError, TargetUnusable, describe
@@ -91,15 +92,19 @@ class Capture:
             self._name_the_crash(source)
             with self._stage("open-target"):
                 self._folder = self._open_target()
-            if self._folder is None:
+            on_target = self._folder is not None
+            if not on_target:
                 with self._stage("open-fallback"):
-                    # So that production learns of the crash at least.
+                    # So that production has the record and the log at least.
                     fallback = self._root / FALLBACK_FOLDER
                     self._folder = LocalDumpFolder.create(fallback, None, self._record.name)
-            elif source is not None:
+            if self._folder is not None:
                 with self._stage("first-record"):
                     self._write_record()
-                self._save_image(source)
+                if source is not None:
+                    self._save_log(source, self._folder)
+                if source is not None and on_target:
+                    self._save_image(source, self._folder)
         self._finish()
         return self._record
 
@@ -144,17 +149,26 @@ class Capture:
         self._record.name = folder.path.name
         return folder
 
-    def _save_image(self, source: Vmcore) -> None:
+    def _save_log(self, source: Vmcore, folder: LocalDumpFolder) -> None:
+        with self._stage("kernel-log"):
+            saved = save_kernel_log(source, folder)
+            self._record.files.append(saved.file)
+            self._record.kernel_log_records = saved.records
+            self._record.panic_message = saved.panic_message
+            logger.info(
+                "Kernel log saved: %d records; %s", saved.records, saved.panic_message or "it names no panic"
+            )
+
+    def _save_image(self, source: Vmcore, folder: LocalDumpFolder) -> None:
         """Write, verify and name the image. Whatever happens, the file says of itself what it is."""
-        assert self._folder is not None
         self._record.compression = self._usable_compression()
         name = _IMAGE_NAMES[self._record.compression]
         image: LocalFile | None = None
         whole = False
         with self._stage("write-image"):
             keep_free_bytes = self._settings.config.keep_free_bytes
-            check_room(self._folder.path, keep_free_bytes)
-            image = self._folder.create_file(f"{name}.incomplete", keep_free_bytes)
+            check_room(folder.path, keep_free_bytes)
+            image = folder.create_file(f"{name}.incomplete", keep_free_bytes)
             writer = make_writer(self._record.compression, image, source)
             progress = self._progress("Saving", source.size_bytes)
             result = copy_image(source, writer, progress.advance)
@@ -254,6 +268,7 @@ class Capture:
         fields: dict[str, str | int | float] = {
             "KDUMP_NAME": record.name,
             "KDUMP_STATE": record.state,
+            "KDUMP_PANIC_MESSAGE": record.panic_message,
             "KDUMP_STORED_BYTES": record.stored_bytes,
             "KDUMP_SECONDS_TO_SAVED": record.seconds_to_saved,
         }

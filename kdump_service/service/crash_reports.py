@@ -54,15 +54,15 @@ def _report(dump: StoredDump, seconds_to_production: float | None) -> None:
         "KDUMP_NAME": dump.folder.name,
         "KDUMP_STATE": record.state,
         "KDUMP_FOLDER": str(dump.folder),
+        "KDUMP_PANIC_MESSAGE": record.panic_message,
         "KDUMP_KERNEL_RELEASE": record.kernel_release,
         "KDUMP_CRASH_TIME": record.crash_time,
         "KDUMP_BOOT_ID": record.boot_id,
         "KDUMP_STORED_BYTES": record.stored_bytes,
         "KDUMP_SECONDS_TO_SAVED": record.seconds_to_saved,
     }
-    text = (
-        f"Kernel {record.kernel_release or '(unknown)'} crashed at {record.crash_time or '(unknown time)'}; "
-    )
+    text = f"Kernel {record.kernel_release or '(unknown)'} crashed at {record.crash_time or '(unknown time)'}"
+    text += f" ({record.panic_message}); " if record.panic_message else "; "
     match record.state:
         case DumpState.COMPLETE:
             text += (

@@ -25,6 +25,7 @@ __all__ = ["StoredDump", "mark_reported", "scan", "unreported"]
 
 logger = logging.getLogger(__name__)
 
+_IMAGE_PREFIX = "vmcore"
 _REPORTED_FILE = "var/lib/kdump-service/reported.json"
 
 
@@ -38,18 +39,20 @@ class StoredDump:
     @property
     def image(self) -> Path | None:
         """The memory image, if there is one."""
-        return next((self.folder / file.name for file in self.record.files), None)
+        names = [file.name for file in self.record.files]
+        return next((self.folder / name for name in names if name.startswith(_IMAGE_PREFIX)), None)
 
 
 def _cut_off(folder: Path, record: DumpRecord) -> DumpRecord:
     """Judge a record that still says ``capturing``: the capture never came to write its end."""
     files = []
-    for path in sorted(folder.glob("vmcore*")):
+    for path in sorted((*folder.glob(_IMAGE_PREFIX + "*"), *folder.glob("dmesg.txt*"))):
         status = path.stat()
         files.append(DumpFile(path.name, status.st_size, status.st_blocks * 512))
+    has_image = any(file.name.startswith(_IMAGE_PREFIX) for file in files)
     return dataclasses.replace(
         record,
-        state=DumpState.INCOMPLETE if files else DumpState.FAILED,
+        state=DumpState.INCOMPLETE if has_image else DumpState.FAILED,
         files=files,
         problems=[*record.problems, Problem("capture", "cut-off", "the capture ended before it was done")],
     )

@@ -7,6 +7,8 @@ that the kernel does not say, never that it is old.
 
 from __future__ import annotations
 
+from kdump_service.errors import BadVmcore
+
 __all__ = ["VmcoreInfo"]
 
 _MOST_TIME_DIGITS = 11
@@ -29,6 +31,26 @@ class VmcoreInfo:
     def text(self, key: str) -> str:
         """The value as it stands, empty if absent."""
         return self._values.get(key, "")
+
+    def symbol(self, name: str) -> int:
+        """SYMBOL(name): a virtual address. Raises BadVmcore if absent."""
+        return self._number(f"SYMBOL({name})", 16)
+
+    def offset(self, member: str) -> int:
+        """OFFSET(struct.member), in bytes. Raises BadVmcore if absent."""
+        return self._number(f"OFFSET({member})", 10)
+
+    def size(self, struct: str) -> int:
+        """SIZE(struct), in bytes. Raises BadVmcore if absent."""
+        return self._number(f"SIZE({struct})", 10)
+
+    def _number(self, key: str, base: int) -> int:
+        try:
+            return int(self._values[key], base)
+        except KeyError:
+            raise BadVmcore(f"VMCOREINFO has no {key}") from None
+        except ValueError:
+            raise BadVmcore(f"VMCOREINFO: {key}={self._values[key]!r} is no number") from None
 
     @property
     def release(self) -> str:

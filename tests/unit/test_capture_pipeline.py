@@ -19,12 +19,19 @@ from kdump_service.record import DumpRecord, DumpState
 from kdump_service.target import local
 from tests.builders.elf_core import PAGE, ElfCore, Segment
 from tests.builders.machine_root import BOOT_ID, MachineRoot
+from tests.builders.printk_ring import ADDRESS, VMCOREINFO, PrintkRing
 
 CRASH_TIME = 1_795_406_400  # 2026-11-23T04:00:00Z
 NAME = "20261123T040000Z-testhost"
 
 
+LOG = ["Linux version 6.1", "Kernel panic - not syncing: made for a test"]
+
+
 def _core() -> ElfCore:
+    ring = PrintkRing()
+    for line in LOG:
+        ring.print(line)
     pages = b"".join(bytes([page % 7]) * PAGE for page in range(700))  # each seventh page is zero
     return ElfCore(
         segments=[
@@ -32,8 +39,10 @@ def _core() -> ElfCore:
             Segment(0x100000, pages),
             Segment(0x40000000, bytes(300 * PAGE)),
             Segment(0x80000000, os.urandom(2 * PAGE)),
+            Segment(0x90000000, bytes(ring), ADDRESS),
         ],
-        vmcoreinfo={"OSRELEASE": "6.1.0-99-amd64", "BUILD-ID": "abcdef", "CRASHTIME": str(CRASH_TIME)},
+        vmcoreinfo=VMCOREINFO
+        | {"OSRELEASE": "6.1.0-99-amd64", "BUILD-ID": "abcdef", "CRASHTIME": str(CRASH_TIME)},
     )
 
 
@@ -67,7 +76,11 @@ def test_complete_dump_equals_the_source(machine: MachineRoot) -> None:
     assert record.problems == []
     assert record.state is DumpState.COMPLETE
     folder = machine.path / "var/crash" / NAME
-    assert sorted(path.name for path in folder.iterdir()) == ["record.json", "vmcore"]
+    assert sorted(path.name for path in folder.iterdir()) == ["dmesg.txt", "record.json", "vmcore"]
+    assert (folder / "dmesg.txt").read_text() == "".join(
+        f"[    1.50000{number}] {line}\n" for number, line in enumerate(LOG)
+    )
+    assert (record.panic_message, record.kernel_log_records) == (LOG[1], 2)
     vmcore = folder / "vmcore"
     assert vmcore.read_bytes() == (machine.path / "proc/vmcore").read_bytes()
     assert vmcore.stat().st_blocks * 512 < vmcore.stat().st_size - 300 * PAGE
@@ -181,7 +194,7 @@ def test_full_target_keeps_what_it_has_and_says_incomplete(
     with image.open("rb") as file:
         core = ELFFile(file)
         assert core.header["e_flags"] == 1
-        assert core.num_segments() == 5
+        assert core.num_segments() == 6
         assert image.stat().st_size == (machine.path / "proc/vmcore").stat().st_size
 
 

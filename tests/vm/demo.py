@@ -23,6 +23,7 @@ STEPS_OF_THE_CRASH = (
     r"Kernel panic - not syncing",
     r"Linux version",
     r"kdump: Kernel .* crashed",
+    r"kdump: Kernel log saved",
     r"kdump: Dump saved",
 )
 
@@ -115,6 +116,7 @@ def main() -> int:
         held = {
             "the dump is complete and verified": record["state"] == "complete" and record["problems"] == [],
             "the record names the kernel that crashed": record["kernel_release"] == report.release,
+            "the kernel's log was saved first": record["panic_message"] == report.panic_message,
             "the crashed task is the planted one": report.comm == PLANTED_COMMAND,
             "the panic message is right": report.panic_message.endswith("sysrq triggered crash"),
             "the stack leads from the system call to the panic": {

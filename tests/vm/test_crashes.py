@@ -5,7 +5,7 @@ from .conftest import MachineFactory, OpenDumpOf
 from .machine import PLANTED_COMMAND
 
 CRASH_RECORDED = "55792e44a9564d9080aa469de63bb5bc"  # as kdump_service/log.py and the catalog say
-RECORD_MODE, FOLDER_MODE = "600", "700"
+FILE_MODE, FOLDER_MODE = "600", "700"
 
 
 def test_sysrq(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
@@ -19,9 +19,10 @@ def test_sysrq(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
         assert dump.record["problems"] == []
         assert dump.record["kernel_release"] == first.release
         assert dump.record["boot_id"] == first.boot_id.replace("-", "")
-        assert sorted(dump.files) == ["record.json", "vmcore"]
+        assert sorted(dump.files) == ["dmesg.txt", "record.json", "vmcore"]
         modes = machine.run(f"stat -c %a {dump.path} {dump.path}/*").stdout.split()
-        assert modes == [FOLDER_MODE, RECORD_MODE, RECORD_MODE]
+        assert modes == [FOLDER_MODE, FILE_MODE, FILE_MODE, FILE_MODE]
+        log = machine.get(f"{dump.path}/dmesg.txt").decode()
 
         # Production tells of the crash in its journal, and lists the dump.
         machine.wait_until_armed()
@@ -44,6 +45,9 @@ def test_sysrq(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
     assert str(drgn.pid) in crash.ps
     assert any("Linux version" in line for line in crash.log)
     assert any("sysrq: Trigger a crash" in line for line in crash.log)
+    # The log that was saved first is, to the letter, the one that crash finds in the memory.
+    assert log.rstrip("\n").split("\n") == crash.log
+    assert dump.record["panic_message"] == crash.panic_message
 
     gdb = opened.gdb()
     assert gdb.release == first.release
@@ -105,7 +109,7 @@ def test_busy_and_lz4(machine_factory: MachineFactory, open_dump: OpenDumpOf) ->
         [dump] = machine.dumps()
         assert dump.record["state"] == "complete"
         assert dump.record["compression"] == "lz4"
-        assert sorted(dump.files) == ["record.json", "vmcore.lz4"]
+        assert sorted(dump.files) == ["dmesg.txt", "record.json", "vmcore.lz4"]
         opened = open_dump(machine, dump)
     drgn = opened.drgn(PLANTED_COMMAND)
     assert drgn.comm == PLANTED_COMMAND

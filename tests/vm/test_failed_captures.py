@@ -20,7 +20,7 @@ def test_target_full(machine_factory: MachineFactory) -> None:
         [dump] = machine.dumps()
         assert dump.record["state"] == "incomplete"
         assert "target-full" in [problem["reason"] for problem in dump.record["problems"]]
-        assert sorted(dump.files) == ["record.json", "vmcore.incomplete"]
+        assert sorted(dump.files) == ["dmesg.txt", "record.json", "vmcore.incomplete"]
 
 
 def test_target_read_only(machine_factory: MachineFactory) -> None:
@@ -35,6 +35,8 @@ def test_target_read_only(machine_factory: MachineFactory) -> None:
         # The crash is not forgotten where its memory could not be saved.
         [dump] = machine.dumps(FALLBACK)
         assert dump.record["state"] == "failed"
+        assert sorted(dump.files) == ["dmesg.txt", "record.json"]
+        assert "sysrq: Trigger a crash" in machine.get(f"{dump.path}/dmesg.txt").decode()
         assert "target-unusable" in [problem["reason"] for problem in dump.record["problems"]]
 
 
@@ -54,7 +56,7 @@ def test_cut_off_half_way(machine_factory: MachineFactory, blow: str) -> None:
         machine.wait_for_boot()
         [dump] = machine.dumps()
         assert dump.record["state"] == "capturing"
-        assert sorted(dump.files) == ["record.json", "vmcore.incomplete"]
+        assert sorted(dump.files) == ["dmesg.txt", "record.json", "vmcore.incomplete"]
         machine.wait_until_armed()
         # The service judges such a record by what it finds.
         assert "incomplete" in machine.run("kdumpctl list").stdout

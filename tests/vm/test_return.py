@@ -71,7 +71,7 @@ def test_capture_that_stalls(machine_factory: MachineFactory) -> None:
         [dump] = machine.dumps()
         assert dump.record["state"] == "incomplete"
         assert [problem["reason"] for problem in dump.record["problems"]] == ["interrupted"]
-        assert sorted(dump.files) == ["record.json", "vmcore.incomplete"]
+        assert sorted(dump.files) == ["dmesg.txt", "record.json", "vmcore.incomplete"]
 
 
 def test_capture_kernel_without_memory(machine_factory: MachineFactory) -> None:

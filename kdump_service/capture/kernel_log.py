@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Save the crashed kernel's log: the first thing that goes to disk after the record that names the crash."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kdump_service.record import DumpFile
+from kdump_service.target.local import LocalDumpFolder
+from kdump_service.vmcore.kernel_memory import KernelMemory
+from kdump_service.vmcore.printk import format_record, panic_message, read_log
+from kdump_service.vmcore.reader import Vmcore
+
+__all__ = ["LOG_FILE", "SavedLog", "save_kernel_log"]
+
+LOG_FILE = "dmesg.txt"
+_CHUNK_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class SavedLog:
+    """What became of the log."""
+
+    file: DumpFile
+    records: int
+    panic_message: str
+    """Empty if no record says why the kernel panicked."""
+
+
+def save_kernel_log(source: Vmcore, folder: LocalDumpFolder) -> SavedLog:
+    """Write the log as text, synced, under its final name only when whole.
+
+    KeepFree= does not hold it up: a log is small, and the second promise. Raises BadVmcore if the core has no
+    log that can be found, TargetFull or TargetUnusable.
+    """
+    order = source.header.byte_order
+    records = read_log(source.vmcoreinfo, KernelMemory(source, order), order)
+    record = next(records, None)  # before the file: a log that cannot be found leaves no empty one
+    file = folder.create_file(f"{LOG_FILE}.incomplete", keep_free_bytes=0)
+    count = 0
+    message = ""
+    pending = bytearray()
+    written = 0
+    final_name = None
+    try:
+        while record is not None:
+            count += 1
+            message = panic_message(record) or message
+            pending += format_record(record).encode("utf-8", "backslashreplace")
+            if len(pending) >= _CHUNK_BYTES:
+                file.write_at(written, bytes(pending))
+                written += len(pending)
+                pending.clear()
+            record = next(records, None)
+        file.write_at(written, bytes(pending))
+        final_name = LOG_FILE
+    finally:
+        saved = file.close(final_name)
+    return SavedLog(saved, count, message)

@@ -54,6 +54,7 @@ class Daemon:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="acts")
         self._server = BusServer(self)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._reload_task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Arm, serve, and wait for SIGTERM. Raises AlreadyRunning."""
@@ -126,8 +127,9 @@ class Daemon:
 
     def _reload_on_signal(self) -> None:
         assert self._loop is not None
-        task = self._loop.create_task(self.reload())
-        task.add_done_callback(_log_failed_reload)
+        # Kept, since the loop itself holds its tasks weakly.
+        self._reload_task = self._loop.create_task(self.reload())
+        self._reload_task.add_done_callback(_log_failed_reload)
 
     def _stop(self) -> None:
         cause = self._why_stopped()

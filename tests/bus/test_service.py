@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -169,3 +170,11 @@ def test_busy_kernel_at_start_is_tried_again(bus: PrivateBus, machine: MachineRo
     daemon = RunningDaemon(bus, machine, "signal", "16")  # EBUSY
     assert "another program is loading a kernel now" in daemon.wait_for_journal("Armed: ")
     daemon.stop()
+
+
+def test_hangup_reloads(daemon: RunningDaemon, machine: MachineRoot) -> None:
+    machine.write("etc/kdump-service.conf", "[Kernel]\nCommandLineAppend=hung.up\n")
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.wait_for_journal("Armed: ")  # of the start
+    daemon.wait_for_journal("Armed: ")
+    assert json.loads(daemon.kdumpctl("status", "--json").stdout)["CommandLine"].endswith(" hung.up")

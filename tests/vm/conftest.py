@@ -23,7 +23,7 @@ from .machine import Machine, MachineOptions
 from .tree import SUITE
 
 REPO = Path(__file__).parents[2]
-PROGRAMS = ("qemu-system-x86_64", "mmdebstrap", "mke2fs", "debugfs", "crash", "gdb")
+PROGRAMS = ("qemu-system-x86_64", "setpriv", "mmdebstrap", "mke2fs", "debugfs", "crash", "gdb")
 CONSOLE_LINES = 60
 
 LAB = pytest.StashKey[Lab]()

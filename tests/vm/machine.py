@@ -50,6 +50,8 @@ def qemu_command(cpus: int, memory_mib: int, image: Path, side_fd: int, qmp_fd: 
     -no-reboot: the machine that comes back from the capture is the same process.
     """
     return [
+        # A test run that is killed takes its machines with it.
+        *("setpriv", "--pdeathsig", "KILL"),
         "qemu-system-x86_64",
         *("-accel", "tcg,thread=multi", "-smp", str(cpus), "-m", str(memory_mib)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-name", "kdump-test"),

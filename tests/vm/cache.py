@@ -39,7 +39,8 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def slow_step(doing: str) -> Iterator[None]:
-    """Say, when it ends, what was done and how many seconds it took."""
+    """Say what is begun, and when it ends how many seconds it took."""
+    say(f"{doing} ...")
     start = time.monotonic()
     try:
         yield

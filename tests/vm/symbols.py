@@ -29,8 +29,8 @@ def vmlinux(cache: Cache, tree: Tree) -> Path:
                 mmdebstrap(tree.suite, None, ["--variant=custom", f"--customize-hook={download}"])
             except RuntimeError as error:
                 raise RuntimeError(
-                    f"{package} {tree.version} cannot be had; if the mirror has a newer kernel by now, remove "
-                    f"{tree.root.parent} to have the tree made anew"
+                    f"{package} {tree.version} cannot be had; if the mirror has a newer kernel by now, "
+                    f"remove {tree.root.parent} to have the tree made anew"
                 ) from error
             package_file = next(Path(temporary).glob("*.deb"))
             _unpack(package_file, f"./usr/lib/debug/boot/vmlinux-{tree.release}", folder / "vmlinux")

@@ -140,8 +140,13 @@ class LocalDumpFolder:
         raise TargetUnusable(f"{target}: {_MOST_SAME_NAMES} dumps are named {name}")
 
     def create_file(self, name: str, keep_free_bytes: int) -> LocalFile:
-        """Make a file in the folder. Raises TargetUnusable or TargetFull."""
-        return LocalFile(self.path / name, keep_free_bytes)
+        """Make a file in the folder, its name durable at once. Raises TargetUnusable or TargetFull."""
+        file = LocalFile(self.path / name, keep_free_bytes)
+        try:
+            sync_folder(self.path)
+        except OSError as error:
+            raise _target_error(error, self.path) from error
+        return file
 
 
 def _ensure_mounted(mount_point: Path) -> None:

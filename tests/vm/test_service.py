@@ -111,14 +111,32 @@ def test_garbage_configuration(armed: Machine) -> None:
     assert status(armed)["Reason"] == ""
 
 
+def test_refused_kernel_brings_the_previous_one_back(armed: Machine) -> None:
+    """The kernel drops what was loaded before it looks at the new file, which is none that it can start."""
+    before = status(armed)
+    armed.put(DROP_IN, b"[Kernel]\nKernel=/etc/hostname\n")
+    reloaded = armed.run("systemctl reload kdump.service", check=False)
+    assert reloaded.status != 0
+    said = status(armed)
+    assert (said["State"], said["Reason"], said["Loaded"]) == ("armed", "image-refused", True)
+    assert "/etc/hostname is no kernel image" in said["Explanation"]
+    assert said["Kernel"] == before["Kernel"]
+    armed.run(f"rm {DROP_IN} && systemctl reload kdump.service")
+    assert status(armed) == before
+
+
 @pytest.mark.parametrize(
-    ("crashkernel", "reason", "advice"),
-    [(None, "no-reservation", "crashkernel="), ("32M", "reservation-too-small", "crashkernel=")],
+    ("crashkernel", "command_line", "reason", "advice"),
+    [
+        (None, "", "no-reservation", "crashkernel="),
+        ("32M", "", "reservation-too-small", "crashkernel="),
+        ("256M", "sysctl.kernel.kexec_load_disabled=1", "not-privileged", "kernel.kexec_load_disabled is 1"),
+    ],
 )
 def test_not_armed_but_up(
-    machine_factory: MachineFactory, crashkernel: str | None, reason: str, advice: str
+    machine_factory: MachineFactory, crashkernel: str | None, command_line: str, reason: str, advice: str
 ) -> None:
-    with machine_factory(crashkernel=crashkernel) as machine:
+    with machine_factory(crashkernel=crashkernel, command_line=command_line) as machine:
         machine.wait_for_boot()
         machine.wait_until("systemctl is-active kdump.service")
         said = status(machine)

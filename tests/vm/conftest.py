@@ -72,18 +72,19 @@ def lab_base() -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(lab_base: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """The shared lab; after the case its machines are gone."""
+    """The shared lab; after the case its machines are gone, but not one that a whole module shares."""
     request.node.stash[LAB] = lab_base
+    shared = list(lab_base.machines)
     yield lab_base
-    for machine in lab_base.machines:
-        machine.stop()
+    of_this_case = [machine for machine in lab_base.machines if machine not in shared]
     if os.environ.get("KDUMP_TEST_KEEP"):
         kept = lab_base.work / request.node.name
         kept.mkdir()
-        for machine in lab_base.machines:
+        for machine in of_this_case:
+            machine.stop()
             machine.work.rename(kept / machine.work.name)
         print(f"kept: {kept}")
-    lab_base.clean_up()
+    lab_base.clean_up(of_this_case)
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ Usable without pytest too: `Lab(repo, work).machine()` is what a demonstration i
 """
 
 import functools
+import itertools
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -42,6 +44,7 @@ class Lab:
         self.suite = suite
         self.cache = cache or Cache()
         self.machines: list[Machine] = []
+        self._numbers = itertools.count()
         self._install = install or install_with_make(repo)
 
     @functools.cached_property
@@ -62,7 +65,7 @@ class Lab:
 
     def machine(self, **options: Unpack[MachineOptions]) -> Machine:
         """A machine, switched off; `with` switches it on."""
-        work = self.work / f"machine{len(self.machines)}"
+        work = self.work / f"machine{next(self._numbers)}"
         machine = Machine(self.disk, work, lambda: self.crash_module, **options)
         self.machines.append(machine)
         return machine
@@ -81,11 +84,12 @@ class Lab:
         module = [self.crash_module] if machine.crashed_by == "null_dereference" else []
         return OpenDump(image, self.vmlinux, module)
 
-    def clean_up(self) -> None:
-        """Remove what the machines left on the host: disks and dumps are large."""
-        for machine in self.machines:
+    def clean_up(self, machines: Sequence[Machine] | None = None) -> None:
+        """Switch these machines off, or all, and remove what they left on the host: disks, dumps."""
+        for machine in list(self.machines if machines is None else machines):
+            machine.stop()
             shutil.rmtree(machine.work, ignore_errors=True)
-        self.machines.clear()
+            self.machines.remove(machine)
 
 
 def _decompress(packed: Path) -> Path:

@@ -6,6 +6,7 @@ Exits with 0 only if all of that held.
 """
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -91,6 +92,9 @@ def opened(lab: Lab, machine: Machine) -> DrgnReport:
 
 
 def main() -> int:
+    if os.geteuid() != 0:
+        print("make demo makes a root file system for its machine: run it as root", file=sys.stderr)
+        return 2
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kdump-demo-") as folder:
         lab = Lab(REPO, Path(folder))

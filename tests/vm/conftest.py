@@ -15,7 +15,7 @@ from typing import Protocol, Unpack
 
 import pytest
 
-from .cache import set_reporter
+from .cache import say, set_reporter
 from .debuggers import OpenDump
 from .events import GuestDump, MachineLost
 from .lab import Lab
@@ -109,6 +109,8 @@ def pytest_runtest_makereport(
         if lost:
             # Its message ends with the console already; a traceback through the harness says nothing.
             report.longrepr = f"machine lost: {call.excinfo.value}"
+            # At once, too: whoever stops the run before its end loses the summary.
+            say(f"{item.name}: {str(report.longrepr).splitlines()[0]}")
             report.user_properties.append(("machine", "lost"))
         lab = item.stash.get(LAB, None)
         shared = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Machine)]

@@ -36,6 +36,27 @@ def test_file_system_that_never_comes(machine_factory: MachineFactory) -> None:
         machine.wait_for_event("RESET", since=asked, timeout_sec=60)
 
 
+def test_boot_that_never_reaches_the_capture(machine_factory: MachineFactory) -> None:
+    """What the capture itself waits for never comes: the target's time limit ends the boot."""
+    impatient = b"[Unit]\nJobTimeoutSec=15s\n"
+    files = {"/etc/systemd/system/kdump-capture.target.d/test.conf": impatient}
+    with machine_factory(files=files) as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        line = b"/dev/gone /mnt ext4 noauto,x-systemd.device-timeout=infinity 0 2\n"
+        machine.put("/etc/fstab", ROOT + line)
+        # "noauto", so that production does not wait for it; the capture boot does, for as long as it may.
+        machine.put(
+            "/etc/systemd/system/kdump-capture.service.d/test.conf",
+            b"[Unit]\nRequires=mnt.mount\nAfter=mnt.mount\n",
+        )
+        machine.run("sync")
+        asked = machine.crash("sysrq")
+        machine.wait_for_event("RESET", since=asked, timeout_sec=120)
+        machine.wait_for_boot()
+        assert machine.dumps() == []
+
+
 def test_target_disk_is_missing(machine_factory: MachineFactory) -> None:
     """What held the target at arming is not there: nothing is written below its mount point."""
     with machine_factory() as machine:
@@ -126,3 +147,14 @@ def test_power_off_when_saved(machine_factory: MachineFactory) -> None:
         asked = machine.crash("sysrq")
         machine.wait_for_console("kdump: Dump saved", since=asked, timeout_sec=120)
         assert machine.wait_for_event("SHUTDOWN", since=asked).data["reason"] == "guest-shutdown"
+
+
+def test_halt_when_saved(machine_factory: MachineFactory) -> None:
+    """OnSuccess=halt: the machine stands still, for somebody who wants to look at it."""
+    files = {"/etc/kdump-service.conf.d/test.conf": b"[Action]\nOnSuccess=halt\n"}
+    with machine_factory(files=files) as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        asked = machine.crash("sysrq")
+        machine.wait_for_console("kdump: Dump saved", since=asked, timeout_sec=120)
+        machine.wait_for_console("reboot: System halted", since=asked, timeout_sec=120)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from kdump_service.dump_options import COMPRESSION_LEVELS, COMPRESSIONS_OF, CONTENTS, MOST_LEVEL, DumpOptions
 from kdump_service.errors import ConfigError
 from kdump_service.quantity import parse_bytes
 
@@ -56,6 +57,21 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def _number(lowest: int, highest: int) -> Callable[[str], str]:
+    """A whole number, kept as text: an empty one means that another setting decides."""
+
+    def parse(text: str) -> str:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a whole number") from None
+        if not lowest <= value <= highest:
+            raise ValueError(f"{value} is not between {lowest} and {highest}")
+        return str(value)
+
+    return parse
+
+
 def _kernel_words(text: str) -> str:
     if not text.isprintable():
         raise ValueError(f"{text!r} contains a control character")
@@ -83,6 +99,10 @@ class Setting:
     """Further assignments add words instead of replacing the value."""
 
 
+_COMPRESSIONS = sorted({name for names in COMPRESSIONS_OF.values() for name in names})
+_LOWEST_LEVEL = min(lowest for lowest, _, _ in COMPRESSION_LEVELS.values())
+_HIGHEST_LEVEL = max(highest for _, highest, _ in COMPRESSION_LEVELS.values())
+
 SETTINGS: tuple[Setting, ...] = (
     Setting("Kernel", "Kernel", "kernel", _absolute_path, "", "path",
             "Kernel to load for a crash. Empty: the running kernel's own image."),
@@ -95,9 +115,21 @@ SETTINGS: tuple[Setting, ...] = (
             "Names of words to leave out of the capture kernel's command line.", accumulates=True),
     Setting("Image", "Image", "image", _absolute_path, "", "path",
             "Initramfs to load for a crash. Empty: the running kernel's own initramfs."),
-    Setting("Dump", "Compression", "compression", _one_of("none", "lz4"), "none", "",
-            "none: the dump opens directly in crash, drgn and gdb. lz4: smaller, to be unpacked with "
-            "lz4 -d first."),
+    Setting("Dump", "Contents", "contents", _one_of(*CONTENTS), "kernel", "",
+            "log: the kernel's log, no memory. kernel: memory that the kernel itself uses. user: that, and "
+            "the memory of processes. everything: also the page cache and free memory."),
+    Setting("Dump", "DumpLevel", "dump_level", _number(0, MOST_LEVEL), "", "",
+            "What to leave out, as makedumpfile -d counts it; instead of Contents=. Sum of: 1 pages of zeros, "
+            "2 cache without private data, 4 all page cache, 8 memory of processes, 16 free memory."),
+    Setting("Dump", "Format", "format", _one_of(*COMPRESSIONS_OF), "kdump", "",
+            "kdump: each page compressed, opens in crash and drgn. elf: opens in crash, drgn and gdb."),
+    Setting("Dump", "Compression", "compression", _one_of("auto", *_COMPRESSIONS), "auto", "",
+            "With Format=kdump: zstd (auto), zlib, none. With Format=elf: none (auto), or lz4, to be "
+            "unpacked with lz4 -d first."),
+    Setting("Dump", "CompressionLevel", "compression_level", _number(_LOWEST_LEVEL, _HIGHEST_LEVEL), "", "",
+            "Higher is smaller and slower: -7 to 19 for zstd, 1 to 9 for zlib. Empty: fast."),
+    Setting("Dump", "Threads", "threads", _number(1, 1024), "", "",
+            "Processes that read and compress. Empty: one for each processor of the capture boot."),
     Setting("Target", "Target", "target", _local_target, "/var/crash", "path",
             "Folder that receives one folder for each crash."),
     Setting("Store", "KeepFree", "keep_free_bytes", parse_bytes, 128 << 20, "bytes",
@@ -118,11 +150,33 @@ class Config:
     command_line_append: str = ""
     command_line_remove: str = ""
     image: str = ""
-    compression: str = "none"
+    contents: str = "kernel"
+    dump_level: str = ""
+    format: str = "kdump"
+    compression: str = "auto"
+    compression_level: str = ""
+    threads: str = ""
     target: str = "/var/crash"
     keep_free_bytes: int = 128 << 20
     on_success: str = "reboot"
     on_failure: str = "reboot"
+
+    @property
+    def level(self) -> int | None:
+        """The dump level that DumpLevel= or Contents= asks for; None if no memory is wanted."""
+        return int(self.dump_level) if self.dump_level else CONTENTS[self.contents]
+
+    def dump_options(self, *, processors: int) -> DumpOptions:
+        """How to write the image. Raises ConfigError for settings that do not go together."""
+        options = DumpOptions(
+            level=self.level or 0,
+            format=self.format,
+            compression=self.compression,
+            compression_level=int(self.compression_level) if self.compression_level else None,
+            threads=int(self.threads) if self.threads else processors,
+        )
+        options.check()
+        return options
 
     def to_json(self) -> dict[str, str | int]:
         """The settings as a JSON object, for the capture boot."""
@@ -147,7 +201,13 @@ class Config:
                 problems.append(f"{setting.key}=: {error}")
                 continue
             values[setting.attribute] = value
-        return cls(**values), problems
+        config = cls(**values)
+        try:
+            config.dump_options(processors=1)
+        except ConfigError as error:
+            problems.append(str(error))
+            config = dataclasses.replace(config, compression="auto", compression_level="")
+        return config, problems
 
 
 @dataclass
@@ -251,7 +311,13 @@ def read_config(root: Path = Path("/")) -> tuple[Config, list[ConfigError]]:
             continue  # an administrator's way to switch a drop-in off
         _read_file(merge, root, path)
     hint = "Correct the line, then run: systemctl reload kdump.service"
-    return Config(**merge.values), [ConfigError(text, hint) for text in merge.errors]
+    config = Config(**merge.values)
+    try:
+        config.dump_options(processors=1)
+    except ConfigError as error:
+        merge.errors.append(f"[Dump]: {error}")
+        config = dataclasses.replace(config, compression="auto", compression_level="")
+    return config, [ConfigError(text, hint) for text in merge.errors]
 
 
 def example_file() -> str:

@@ -29,6 +29,7 @@ __all__ = [
     "TargetFull",
     "TargetUnusable",
     "VerificationFailed",
+    "WorkerFailed",
     "describe",
     "error_class",
 ]
@@ -173,6 +174,13 @@ class VerificationFailed(KdumpError):
 
     reason = "verification-failed"
     exit_code = 43
+
+
+class WorkerFailed(KdumpError):
+    """A process of the dump engine met a fault of ours."""
+
+    reason = "worker-failed"
+    exit_code = 44
 
 
 class ProgramFailed(KdumpError):

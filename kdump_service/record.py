@@ -26,6 +26,7 @@ __all__ = [
     "DumpFile",
     "DumpRecord",
     "DumpState",
+    "ImagePart",
     "Problem",
     "sync_folder",
     "write_atomically",
@@ -78,6 +79,16 @@ class DumpFile:
     """What it occupies on the file system: holes count nothing."""
 
 
+@dataclass(frozen=True)
+class ImagePart:
+    """A piece of the image file, and its SHA-256 in hexadecimal, computed while it was written."""
+
+    name: str
+    offset: int
+    length: int
+    sha256: str
+
+
 @dataclass
 class DumpRecord:
     """One crash."""
@@ -102,14 +113,44 @@ class DumpRecord:
     kernel_build_id: str = ""
     panic_message: str = ""
     """The kernel's own line, as in ``Kernel panic - not syncing: sysrq triggered crash``."""
+    crash_kind: str = ""
+    """A word of vmcore.crash_kind.CrashKind: panic, oops, sysrq, soft-lockup ..."""
+    crash_title: str = ""
+    """What the kernel detected, without addresses."""
+    crash_task: str = ""
+    """Name of the task that ran, or that hung."""
+    crash_pid: int | None = None
+    crash_cpu: int | None = None
+    taint: str = ""
+    """Letters of the kernel's taint flags, without G."""
+    modules: list[str] = field(default_factory=list)
+    call_trace: list[str] = field(default_factory=list)
+    """Functions, innermost first."""
+    hardware_name: str = ""
+    signature: str = ""
+    """16 hexadecimal digits: the same for the same bug."""
     kernel_log_records: int = 0
     """Records of the kernel's log that were saved."""
     format: str = ""
     compression: str = ""
     vmcore_bytes: int = 0
     """Length of /proc/vmcore."""
-    zero_bytes: int = 0
-    """Of these, bytes in pages that are all zero."""
+    contents: str = ""
+    """What was configured, as ``Contents=``."""
+    dump_level: int = 0
+    """Of the image that was written."""
+    pages: int = 0
+    """Frames in the image."""
+    zero_pages: int = 0
+    """Of these, pages of zeros."""
+    lost_pages: int = 0
+    """Frames that could not be read."""
+    excluded_pages: dict[str, int] = field(default_factory=dict)
+    """Frames left out, by class: free, cache, cache-private, user, hwpoison, offline."""
+    predicted_bytes: int = 0
+    """What the image was expected to take at most, before it was written."""
+    image_parts: list[ImagePart] = field(default_factory=list)
+    """The integrity manifest of the image."""
     files: list[DumpFile] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)
     capture_uptime_seconds: float = 0.0
@@ -152,6 +193,7 @@ class DumpRecord:
         try:
             values["state"] = DumpState(values["state"])
             values["files"] = [DumpFile(**each) for each in values.get("files", [])]
+            values["image_parts"] = [ImagePart(**each) for each in values.get("image_parts", [])]
             values["problems"] = [Problem(**each) for each in values.get("problems", [])]
             return cls(**values)
         except (TypeError, KeyError) as error:

@@ -1,83 +1,99 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Copy the memory image into a file and prove that it arrived."""
+"""Save the memory image by the dump engine: decide what fits, write, verify."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from kdump_service.dumpfile.elf_copy import ElfCopyWriter, with_incomplete_flag
-from kdump_service.dumpfile.sink import DumpWriter, Sink
-from kdump_service.errors import VerificationFailed
-from kdump_service.vmcore.reader import PAGE_BYTES, Vmcore
+from kdump_service.dump_options import MOST_LEVEL, DumpOptions
+from kdump_service.dumpfile.open_image import open_image
+from kdump_service.engine.dump import Dump
+from kdump_service.engine.predict import Prediction
+from kdump_service.engine.survey import Survey, survey_everything, survey_pages
+from kdump_service.engine.verify import verify_dump
+from kdump_service.errors import BadVmcore, TargetFull, describe
+from kdump_service.quantity import format_bytes
+from kdump_service.vmcore.page_source import ElfPages
+from kdump_service.vmcore.reader import Vmcore
 
-__all__ = ["CopyResult", "copy_image", "make_writer", "verify_image"]
+__all__ = ["ImagePlan", "PagesDone", "image_name", "plan_image", "verify_image"]
 
-_WINDOW_BYTES = 4 << 20
-"""Mapped at once; costs 8 KiB of page tables. Larger windows are hardly faster (measured)."""
-_SAMPLES = 256
-_SAMPLE_BYTES = 64 << 10
+PagesDone = Callable[[int, int], None]
+"""Is told how many pages are done, and of how many."""
+
+
+def image_name(options: DumpOptions) -> str:
+    """Name of the file in the dump folder."""
+    return "vmcore.lz4" if options.codec == "lz4" else "vmcore"
 
 
 @dataclass
-class CopyResult:
-    """What became of the source's bytes."""
+class ImagePlan:
+    """What will be written."""
 
-    zero_bytes: int = 0
-    unreadable_bytes: int = 0
-    first_unreadable_offset: int | None = None
-
-
-def make_writer(compression: str, sink: Sink, source: Vmcore) -> DumpWriter:
-    """The writer for ``Compression=``."""
-    if compression == "lz4":
-        from kdump_service.dumpfile.lz4_frames import Lz4FramesWriter  # noqa: PLC0415  (optional codec)
-
-        return Lz4FramesWriter(sink, source.header, source.size_bytes)
-    return ElfCopyWriter(sink, source.header, source.size_bytes)
+    options: DumpOptions
+    pages: ElfPages
+    survey: Survey
+    dump: Dump
+    prediction: Prediction
+    decisions: list[str]
+    """What was done otherwise than configured, and why."""
 
 
-def copy_image(source: Vmcore, writer: DumpWriter, advance: Callable[[int], None]) -> CopyResult:
-    """Write all of the source. Raises what the sink raises; what cannot be read is counted, not raised."""
-    result = CopyResult()
-    for window in source.windows(_WINDOW_BYTES):
-        if window.data is None:
-            writer.skip(window.offset, window.length)
-            result.unreadable_bytes += window.length
-            if result.first_unreadable_offset is None:
-                result.first_unreadable_offset = window.offset
-        else:
-            result.zero_bytes += writer.write(window.offset, window.data)
-        advance(window.offset + window.length)
-    return result
+def plan_image(source: Vmcore, options: DumpOptions, room_bytes: int, advance: PagesDone) -> ImagePlan:
+    """Survey the memory, and choose contents for which there is room: those that are configured, or else what
+    the kernel itself uses. Raises TargetFull if there is no room for that either."""
+    pages = ElfPages(source)
+    decisions: list[str] = []
+    plan = _plan(source, pages, options, advance, decisions)
+    if plan.prediction.at_most_bytes > room_bytes and options.level != MOST_LEVEL:
+        decisions.append(
+            f"dump level {options.level} would take up to {format_bytes(plan.prediction.at_most_bytes)}, and "
+            f"there are {format_bytes(room_bytes)}: saved what the kernel itself uses (level {MOST_LEVEL})"
+        )
+        plan = _plan(source, pages, dataclasses.replace(options, level=MOST_LEVEL), advance, decisions)
+    if plan.prediction.at_most_bytes > room_bytes:
+        raise TargetFull(
+            f"the image would take up to {format_bytes(plan.prediction.at_most_bytes)}, and there are "
+            f"{format_bytes(room_bytes)}: only the kernel's log was saved",
+            "Make room on the target, or lower KeepFree=.",
+        )
+    return plan
 
 
-def _sample_offsets(size_bytes: int) -> list[int]:
-    """Evenly spread, on page borders, with the first and the last bytes among them."""
-    last = max(size_bytes - _SAMPLE_BYTES, 0)
-    offsets = {last * index // (_SAMPLES - 1) // PAGE_BYTES * PAGE_BYTES for index in range(_SAMPLES)}
-    return sorted(offsets | {last})
+def _plan(
+    source: Vmcore, pages: ElfPages, options: DumpOptions, advance: PagesDone, decisions: list[str]
+) -> ImagePlan:
+    try:
+        survey = survey_pages(source, pages, options.level, workers=options.threads, advance=advance)
+    except BadVmcore as error:
+        decisions.append(f"pages cannot be told apart, so all are kept: {describe(error)}")
+        survey = survey_everything(pages)
+    if survey.unreadable_struct_pages:
+        decisions.append(
+            f"what {survey.unreadable_struct_pages} frames are used for could not be read; they are kept"
+        )
+    try:
+        dump = Dump(source, pages, survey, options)
+    except ImportError as error:
+        decisions.append(f"Compression={options.codec} is not to be had ({error}); not compressed")
+        options = dataclasses.replace(options, compression="none", compression_level=None)
+        dump = Dump(source, pages, survey, options)
+    return ImagePlan(options, pages, survey, dump, dump.predict_bytes(), decisions)
 
 
-def verify_image(source: Vmcore, writer: DumpWriter, advance: Callable[[int], None]) -> None:
-    """Compare a sample of what the file gives back with the source: its header, and up to 16 MiB spread
-    evenly. Call before the file is finished. Raises VerificationFailed.
-
-    Ranges of the source that cannot be read are left out; they are zeros in the file.
-    """
-    for offset in _sample_offsets(source.size_bytes):
-        length = min(_SAMPLE_BYTES, source.size_bytes - offset)
-        try:
-            expected = source.read(offset, length)
-        except OSError:
-            continue
-        if offset == 0:
-            expected = with_incomplete_flag(source.header, expected)
-        found = writer.read_back(offset, length)
-        if found != expected:
-            first = next(
-                (i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b),
-                min(len(expected), len(found)),
-            )
-            raise VerificationFailed(f"byte {offset + first:#x} of the image was not saved as it was read")
-        advance(offset + length)
+def verify_image(plan: ImagePlan, path: Path, advance: PagesDone) -> int:
+    """Open the file by its reader, and compare a sample of its pages with /proc/vmcore; how many that was.
+    Raises BadVmcore or VerificationFailed."""
+    with open_image(path) as written:
+        return verify_dump(
+            plan.pages,
+            written,
+            plan.survey.kept,
+            every_page=False,
+            lost=plan.dump.written.lost,
+            advance=advance,
+        )

@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdump_service.record import DumpFile
 from kdump_service.target.local import LocalDumpFolder
-from kdump_service.vmcore.kernel_memory import KernelMemory
-from kdump_service.vmcore.printk import format_record, panic_message, read_log
+from kdump_service.vmcore.address_space import AddressSpace
+from kdump_service.vmcore.printk import LogRecord, format_record, read_log
 from kdump_service.vmcore.reader import Vmcore
 
 __all__ = ["LOG_FILE", "SavedLog", "save_kernel_log"]
 
 LOG_FILE = "dmesg.txt"
 _CHUNK_BYTES = 64 << 10
+_LAST_RECORDS = 1 << 14
+"""Kept to identify the crash: about 4 MiB at most."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,12 @@ class SavedLog:
 
     file: DumpFile
     records: int
-    panic_message: str
-    """Empty if no record says why the kernel panicked."""
+    lost_records: int
+    """Records that were in the buffer but could not be read."""
+    damage: list[str]
+    """What was wrong with the buffer as a whole."""
+    last_records: Sequence[LogRecord]
+    """The end of the log, where the crash is told."""
 
 
 def save_kernel_log(source: Vmcore, folder: LocalDumpFolder) -> SavedLog:
@@ -33,19 +41,18 @@ def save_kernel_log(source: Vmcore, folder: LocalDumpFolder) -> SavedLog:
     KeepFree= does not hold it up: a log is small, and the second promise. Raises BadVmcore if the core has no
     log that can be found, TargetFull or TargetUnusable.
     """
-    order = source.header.byte_order
-    records = read_log(source.vmcoreinfo, KernelMemory(source, order), order)
+    records = read_log(source.vmcoreinfo, AddressSpace(source), source.byte_order)
     record = next(records, None)  # before the file: a log that cannot be found leaves no empty one
     file = folder.create_file(f"{LOG_FILE}.incomplete", keep_free_bytes=0)
     count = 0
-    message = ""
+    last: deque[LogRecord] = deque(maxlen=_LAST_RECORDS)
     pending = bytearray()
     written = 0
     final_name = None
     try:
         while record is not None:
             count += 1
-            message = panic_message(record) or message
+            last.append(record)
             pending += format_record(record).encode("utf-8", "backslashreplace")
             if len(pending) >= _CHUNK_BYTES:
                 file.write_at(written, bytes(pending))
@@ -56,4 +63,4 @@ def save_kernel_log(source: Vmcore, folder: LocalDumpFolder) -> SavedLog:
         final_name = LOG_FILE
     finally:
         saved = file.close(final_name)
-    return SavedLog(saved, count, message)
+    return SavedLog(saved, count, records.lost, records.damage, last)

@@ -12,18 +12,23 @@ ends, however it ends, and ends it when no bytes have moved for WatchdogSec=.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import importlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 from kdump_service import log
-from kdump_service.capture.image import copy_image, make_writer, verify_image
 from kdump_service.capture.kernel_log import save_kernel_log
+from kdump_service.capture.plain_copy import copy_image, verify_copy
 from kdump_service.capture.progress import MemoryGauge, Progress
 from kdump_service.capture.settings import CaptureSettings, read_capture_settings
+from kdump_service.dumpfile.elf_copy import ElfCopyWriter
 from kdump_service.errors import BadVmcore, KdumpError, TargetUnusable, describe
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.quantity import format_bytes, format_seconds, format_utc, parse_utc
@@ -32,17 +37,23 @@ from kdump_service.record import (
     RECORD_FILE,
     DumpRecord,
     DumpState,
+    ImagePart,
     Problem,
     write_atomically,
 )
-from kdump_service.target.local import LocalDumpFolder, LocalFile, check_room
+from kdump_service.target.local import LocalDumpFolder, LocalFile, check_room, room_for_dump
+from kdump_service.vmcore.crash_identity import identify
+from kdump_service.vmcore.printk import LogRecord
 from kdump_service.vmcore.reader import Vmcore
+
+if TYPE_CHECKING:
+    from kdump_service.dumpfile.sink import DumpWriter
 
 __all__ = ["Capture", "Interrupted", "Surroundings"]
 
 logger = logging.getLogger(__name__)
 
-_IMAGE_NAMES = {"none": "vmcore", "lz4": "vmcore.lz4"}
+WriterType = TypeVar("WriterType")
 
 
 class Interrupted(Exception):
@@ -73,8 +84,6 @@ class Capture:
             name="",
             host=self._settings.host or self._kernel_files.host_name,
             boot_id=self._settings.boot_id,
-            format="elf",
-            compression=self._settings.config.compression,
             capture_uptime_seconds=round(self._kernel_files.uptime_sec(), 2),
             memory_total_kib=self._gauge.total_kib,
             memory_available_at_start_kib=self._gauge.available_at_start_kib,
@@ -103,6 +112,8 @@ class Capture:
                     self._write_record()
                 if source is not None:
                     self._save_log(source, self._folder)
+                    with self._stage("second-record"):
+                        self._write_record()
                 if source is not None and on_target:
                     self._save_image(source, self._folder)
         self._finish()
@@ -154,61 +165,153 @@ class Capture:
             saved = save_kernel_log(source, folder)
             self._record.files.append(saved.file)
             self._record.kernel_log_records = saved.records
-            self._record.panic_message = saved.panic_message
-            logger.info(
-                "Kernel log saved: %d records; %s", saved.records, saved.panic_message or "it names no panic"
-            )
+            for damage in saved.damage:
+                self._add_problem("kernel-log", BadVmcore.reason, damage)
+            if saved.lost_records:
+                self._add_problem(
+                    "kernel-log",
+                    BadVmcore.reason,
+                    f"{saved.lost_records} records of the log could not be read",
+                )
+            logger.info("Kernel log saved: %d records", saved.records)
+            with self._stage("identify-crash"):
+                self._identify_crash(saved.last_records)
+
+    def _identify_crash(self, records: Sequence[LogRecord]) -> None:
+        crash = identify(records)
+        record = self._record
+        record.panic_message, record.crash_kind, record.crash_title = (
+            crash.panic_message,
+            crash.kind,
+            crash.title,
+        )
+        record.crash_task, record.crash_pid, record.crash_cpu = crash.task, crash.pid, crash.cpu
+        record.taint, record.modules, record.call_trace = crash.taint, [*crash.modules], [*crash.call_trace]
+        record.hardware_name, record.signature = crash.hardware_name, crash.signature
+        logger.info(
+            "Crash: %s: %s%s",
+            crash.kind,
+            crash.title or crash.panic_message or "the log does not tell more",
+            f"; in task {crash.task} (pid {crash.pid}, CPU {crash.cpu})" if crash.task else "",
+        )
 
     def _save_image(self, source: Vmcore, folder: LocalDumpFolder) -> None:
         """Write, verify and name the image. Whatever happens, the file says of itself what it is."""
-        self._record.compression = self._usable_compression()
-        name = _IMAGE_NAMES[self._record.compression]
-        image: LocalFile | None = None
-        whole = False
-        with self._stage("write-image"):
-            keep_free_bytes = self._settings.config.keep_free_bytes
-            check_room(folder.path, keep_free_bytes)
-            image = folder.create_file(f"{name}.incomplete", keep_free_bytes)
-            writer = make_writer(self._record.compression, image, source)
-            progress = self._progress("Saving", source.size_bytes)
-            result = copy_image(source, writer, progress.advance)
-            self._record.zero_bytes = result.zero_bytes
-            image.flush()
-            whole = True
-            if result.unreadable_bytes:
-                whole = False
+        config = self._settings.config
+        self._record.contents = config.contents
+        if config.level is None:
+            self._record.format = "none"
+            if self._record.kernel_log_records:
+                self._record.state = DumpState.COMPLETE
+            return
+        engine: ModuleType | None = None
+        with self._stage("load-engine"):
+            # Only now: numpy is large, and the log does without it.
+            engine = importlib.import_module("kdump_service.capture.image")
+        if engine is None:
+            self._save_plain_copy(source, folder)
+            return
+        plan = None
+        with self._stage("survey"):
+            options = config.dump_options(processors=len(os.sched_getaffinity(0)))
+            room_bytes = room_for_dump(folder.path, config.keep_free_bytes)
+            plan = engine.plan_image(source, options, room_bytes, self._pages("Surveying", source))
+        if plan is None:
+            return
+        record = self._record
+        record.format, record.compression = plan.options.format, plan.options.codec
+        record.dump_level = plan.options.level
+        record.excluded_pages = plan.survey.excluded
+        record.predicted_bytes = plan.prediction.at_most_bytes
+        for decision in plan.decisions:
+            self._add_problem("survey", "stepped-down", decision)
+        logger.info(
+            "Level %d keeps %d of %d pages, leaves out %s; about %s to write",
+            record.dump_level,
+            len(plan.survey.kept),
+            len(plan.survey.existing),
+            ", ".join(f"{name} {count}" for name, count in record.excluded_pages.items() if count) or "none",
+            format_bytes(plan.prediction.expected_bytes),
+        )
+
+        def write(file: LocalFile) -> DumpWriter:
+            written = plan.dump.written
+            try:
+                writer: DumpWriter = plan.dump.write(file, self._pages("Saving", source))
+            finally:
+                record.pages, record.zero_pages = written.pages, written.zero_pages
+                record.lost_pages = written.lost_pages
+            if written.lost_pages:
                 self._add_problem(
                     "write-image",
                     BadVmcore.reason,
-                    f"{result.unreadable_bytes} bytes of the crashed kernel's memory could not be read, the "
+                    f"{written.lost_pages} pages of the crashed kernel's memory could not be read, the first "
+                    f"at physical address {written.lost[0][0] * plan.pages.page_bytes:#x}; they are missing",
+                )
+            return writer
+
+        def verify(file: LocalFile, writer: DumpWriter) -> bool:
+            engine.verify_image(plan, file.path, self._pages("Verifying", source))
+            whole = not record.lost_pages
+            writer.finish(complete=whole)
+            record.image_parts = [ImagePart(**dataclasses.asdict(part)) for part in writer.parts()]
+            return whole
+
+        self._write_image(folder, engine.image_name(plan.options), write, verify)
+
+    def _save_plain_copy(self, source: Vmcore, folder: LocalDumpFolder) -> None:
+        """What is left without the engine: the whole memory as it is."""
+        self._record.format, self._record.compression = "elf", "none"
+        unreadable_bytes = 0
+
+        def write(file: LocalFile) -> ElfCopyWriter:
+            nonlocal unreadable_bytes
+            check_room(folder.path, self._settings.config.keep_free_bytes)
+            writer = ElfCopyWriter(file, source.header, source.size_bytes)
+            result = copy_image(source, writer, self._progress("Saving", source.size_bytes).advance)
+            unreadable_bytes = result.unreadable_bytes
+            if unreadable_bytes:
+                self._add_problem(
+                    "write-image",
+                    BadVmcore.reason,
+                    f"{unreadable_bytes} bytes of the crashed kernel's memory could not be read, the "
                     f"first at offset {result.first_unreadable_offset:#x}; they are zeros in the dump",
                 )
-        if whole:
-            assert image is not None
-            whole = False
-            with self._stage("verify"):
-                verify_image(source, writer, self._progress("Verifying", source.size_bytes).advance)
-                writer.finish()
-                whole = True
-        if image is not None:
-            self._record.state = DumpState.INCOMPLETE
-            with self._stage("commit"):
-                self._record.files.append(image.close(name if whole else None))
-                if whole:
-                    self._record.state = DumpState.COMPLETE
+            return writer
 
-    def _usable_compression(self) -> str:
-        """The configured compression, or none where its library is not there: better large than lost."""
-        wanted = self._settings.config.compression
-        if wanted == "lz4":
-            try:
-                import lz4.frame  # noqa: F401, PLC0415  (only asked whether it is there)
-            except ImportError as error:
-                self._add_problem(
-                    "settings", "bad-configuration", f"Compression=lz4: {error}; not compressing"
-                )
-                return "none"
-        return wanted
+        def verify(file: LocalFile, writer: ElfCopyWriter) -> bool:
+            verify_copy(source, writer, self._progress("Verifying", source.size_bytes).advance)
+            if not unreadable_bytes:
+                writer.finish()
+            return not unreadable_bytes
+
+        self._write_image(folder, "vmcore", write, verify)
+
+    def _write_image(
+        self,
+        folder: LocalDumpFolder,
+        name: str,
+        write: Callable[[LocalFile], WriterType],
+        verify: Callable[[LocalFile, WriterType], bool],
+    ) -> None:
+        """Make the file; ``verify`` tells whether it is whole, and has then marked it so."""
+        file: LocalFile | None = None
+        writer: WriterType | None = None
+        whole = False
+        with self._stage("write-image"):
+            file = folder.create_file(f"{name}.incomplete", self._settings.config.keep_free_bytes)
+            writer = write(file)
+            file.flush()
+        if file is None:
+            return
+        if writer is not None:
+            with self._stage("verify"):
+                whole = verify(file, writer)
+        self._record.state = DumpState.INCOMPLETE
+        with self._stage("commit"):
+            self._record.files.append(file.close(name if whole else None))
+            if whole:
+                self._record.state = DumpState.COMPLETE
 
     def _finish(self) -> None:
         record = self._record
@@ -255,6 +358,19 @@ class Capture:
     def _progress(self, what: str, total_bytes: int) -> Progress:
         return Progress(what, total_bytes, self._gauge, self._surroundings.notify, logger.info)
 
+    def _pages(self, what: str, source: Vmcore) -> Callable[[int, int], None]:
+        """Progress of something that counts pages."""
+        page_bytes = source.page_bytes
+        progress: Progress | None = None
+
+        def advance(done: int, total: int) -> None:
+            nonlocal progress
+            if progress is None:
+                progress = self._progress(what, total * page_bytes)
+            progress.advance(done * page_bytes)
+
+        return advance
+
     def _write_record(self) -> None:
         assert self._folder is not None
         path: Path = self._folder.path / RECORD_FILE
@@ -269,6 +385,7 @@ class Capture:
             "KDUMP_NAME": record.name,
             "KDUMP_STATE": record.state,
             "KDUMP_PANIC_MESSAGE": record.panic_message,
+            "KDUMP_SIGNATURE": record.signature,
             "KDUMP_STORED_BYTES": record.stored_bytes,
             "KDUMP_SECONDS_TO_SAVED": record.seconds_to_saved,
         }

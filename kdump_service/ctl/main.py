@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The command line of kdumpctl: a client of the bus, and nothing more."""
+"""The command line of kdumpctl: a client of the bus, and a few verbs that work on files."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 from collections.abc import Sequence
 
 from kdump_service import __version__
-from kdump_service.bus.client import Client
+from kdump_service.ctl import offline
 from kdump_service.ctl.show import dumps_table, status_text
 from kdump_service.errors import KdumpError
 
@@ -20,7 +19,8 @@ NOT_ARMED_EXIT_CODE = 3
 """As systemctl status for a unit that is not active (LSB: program is not running)."""
 
 _EPILOG = """exit codes: 0 success; 1 internal error; 2 wrong usage; 3 status: not armed;
-10 bad configuration; 20 to 30 the crash kernel cannot be loaded (see REASON of status);
+10 bad configuration or option; 20 to 30 the crash kernel cannot be loaded (see REASON of status);
+40 a dump file is damaged or none; 41 a file cannot be written; 42 no room; 43 a dump is not sound;
 60 the service does not answer; 61 you do not have the right"""
 
 
@@ -40,10 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("arm", help="load the crash kernel, if it is not loaded already")
     verbs.add_parser("disarm", help="unload the crash kernel until the next boot, restart or arm")
     verbs.add_parser("reload", help="read the configuration anew and load what it asks for")
+    offline.add_parsers(verbs)
     return parser
 
 
 async def _run(arguments: argparse.Namespace) -> int:
+    from kdump_service.bus.client import Client  # noqa: PLC0415  (the verbs that work on files need no bus)
+
     client = await Client.connect()
     try:
         match arguments.verb:
@@ -66,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     parsed = _parser().parse_args(arguments)
     try:
+        if parsed.verb in offline.VERBS:
+            return offline.run(parsed)
+        import asyncio  # noqa: PLC0415  (as above)
+
         return asyncio.run(_run(parsed))
     except KdumpError as error:
         print(f"kdumpctl: {error.explanation()}", file=sys.stderr)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from kdump_service.dumpfile.sink import Sink
+from kdump_service.dumpfile.sink import ReadableSink
 from kdump_service.vmcore.elf import ELF_FLAGS_INCOMPLETE, ELF_FLAGS_OFFSET, ElfHeader
 
 __all__ = ["ElfCopyWriter", "data_runs", "with_incomplete_flag"]
@@ -40,9 +40,9 @@ def data_runs(data: memoryview) -> list[tuple[int, int]]:
 
 
 class ElfCopyWriter:
-    """Writes the copy into a sink; see DumpWriter."""
+    """Writes the copy into a sink."""
 
-    def __init__(self, sink: Sink, header: ElfHeader, source_bytes: int) -> None:
+    def __init__(self, sink: ReadableSink, header: ElfHeader, source_bytes: int) -> None:
         self._sink = sink
         self._header = header
         self._original_flags = struct.pack(header.byte_order + "I", header.flags)
@@ -50,7 +50,8 @@ class ElfCopyWriter:
         sink.set_size(source_bytes)
 
     def write(self, offset: int, data: memoryview) -> int:
-        """Write what is not zero."""
+        """Take the source's bytes from ``offset``; calls come in order. Returns how many bytes were in pages of
+        zeros."""
         if offset == 0:
             self._sink.write_at(0, with_incomplete_flag(self._header, bytes(data)))
             return 0
@@ -61,12 +62,12 @@ class ElfCopyWriter:
         return len(data) - written
 
     def skip(self, offset: int, length: int) -> None:
-        """Leave a hole."""
+        """Take note that these bytes of the source cannot be read; they become a hole."""
 
     def finish(self) -> None:
         """Restore the original flags: from here on the file equals its source."""
         self._sink.write_at(ELF_FLAGS_OFFSET, self._original_flags)
 
     def read_back(self, offset: int, length: int) -> bytes:
-        """Bytes of the file."""
+        """The source's bytes as the file gives them back."""
         return self._sink.read_at(offset, length)

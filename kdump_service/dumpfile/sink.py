@@ -3,13 +3,34 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
-__all__ = ["DumpWriter", "Sink"]
+if TYPE_CHECKING:
+    from kdump_service.dumpfile.page_codec import EncodedPages
+
+__all__ = ["DumpWriter", "FilePart", "ReadableSink", "Sink"]
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A piece of a file and its SHA-256 in hexadecimal: one line of an integrity manifest."""
+
+    name: str
+    offset: int
+    length: int
+    sha256: str
 
 
 class Sink(Protocol):
     """A file that is being made. Methods raise OSError or an error of the target."""
+
+    @property
+    def rewritable(self) -> bool:
+        """Whether bytes can be put where there are some already."""
+
+    def reserve(self, size_bytes: int) -> None:
+        """Make sure that there is room for the file's first bytes, whatever is written behind them."""
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         """Put bytes at an offset; what is never written reads as zeros."""
@@ -17,22 +38,26 @@ class Sink(Protocol):
     def set_size(self, size_bytes: int) -> None:
         """Make the file this long."""
 
+
+class ReadableSink(Sink, Protocol):
+    """One that gives back what it got."""
+
     def read_at(self, offset: int, length: int) -> bytes:
         """Read back; fewer bytes only at the end of the file."""
 
 
 class DumpWriter(Protocol):
-    """A dump format."""
+    """A dump format, being written."""
 
-    def write(self, offset: int, data: memoryview) -> int:
-        """Take the source's bytes from ``offset``; calls come in order. Returns how many bytes were in
-        pages of zeros."""
+    def write(self, pages: EncodedPages, data: memoryview) -> None:
+        """Append pages. Raises what the sink raises; everything before is then in the file, or will be with
+        :meth:`flush`."""
 
-    def skip(self, offset: int, length: int) -> None:
-        """Take note that these bytes of the source cannot be read; they become zeros."""
+    def flush(self) -> None:
+        """Put all that was given into the sink, so that it can be read back."""
 
-    def finish(self) -> None:
-        """Mark the dump as whole. Until then the file itself says that it is incomplete."""
+    def finish(self, *, complete: bool) -> None:
+        """Write what is left, and say in the file whether it is whole. Before, it says that it is not."""
 
-    def read_back(self, offset: int, length: int) -> bytes:
-        """The source's bytes as the file gives them back."""
+    def parts(self) -> list[FilePart]:
+        """The integrity manifest: the file's parts, hashed while they were written."""

@@ -55,6 +55,7 @@ def _report(dump: StoredDump, seconds_to_production: float | None) -> None:
         "KDUMP_STATE": record.state,
         "KDUMP_FOLDER": str(dump.folder),
         "KDUMP_PANIC_MESSAGE": record.panic_message,
+        "KDUMP_SIGNATURE": record.signature,
         "KDUMP_KERNEL_RELEASE": record.kernel_release,
         "KDUMP_CRASH_TIME": record.crash_time,
         "KDUMP_BOOT_ID": record.boot_id,
@@ -62,7 +63,8 @@ def _report(dump: StoredDump, seconds_to_production: float | None) -> None:
         "KDUMP_SECONDS_TO_SAVED": record.seconds_to_saved,
     }
     text = f"Kernel {record.kernel_release or '(unknown)'} crashed at {record.crash_time or '(unknown time)'}"
-    text += f" ({record.panic_message}); " if record.panic_message else "; "
+    why = record.panic_message or record.crash_title
+    text += f" ({why}); " if why else "; "
     match record.state:
         case DumpState.COMPLETE:
             text += (

@@ -17,7 +17,7 @@ from kdump_service.process import run
 from kdump_service.quantity import format_bytes
 from kdump_service.record import DumpFile, sync_folder
 
-__all__ = ["LocalDumpFolder", "LocalFile", "check_room"]
+__all__ = ["LocalDumpFolder", "LocalFile", "check_room", "room_for_dump"]
 
 _FLUSH_BYTES = 32 << 20
 """Written data is flushed in pieces of this size: large enough for a disk to stream, small enough for
@@ -30,6 +30,15 @@ def _target_error(error: OSError, path: Path) -> TargetFull | TargetUnusable:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return TargetFull(f"{path}: {error.strerror}", "Make room on the target, or lower KeepFree=.")
     return TargetUnusable(f"{path}: {error.strerror}", "Check that the target is mounted and can be written.")
+
+
+def room_for_dump(folder: Path, keep_free_bytes: int) -> int:
+    """Bytes that a dump in this folder may take. Raises TargetUnusable."""
+    try:
+        status = os.statvfs(folder)
+    except OSError as error:
+        raise _target_error(error, folder) from error
+    return max(status.f_bavail * status.f_frsize - keep_free_bytes, 0)
 
 
 def check_room(folder: Path, keep_free_bytes: int) -> None:
@@ -55,6 +64,16 @@ class LocalFile:
             self._descriptor = os.open(path, flags, 0o600)
         except OSError as error:
             raise _target_error(error, path) from error
+
+    rewritable = True
+
+    def reserve(self, size_bytes: int) -> None:
+        """Take room for the file's first bytes. Raises TargetFull or TargetUnusable."""
+        try:
+            os.posix_fallocate(self._descriptor, 0, size_bytes)
+        except OSError as error:
+            raise _target_error(error, self.path) from error
+        check_room(self.path.parent, self._keep_free_bytes)
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         """Write all of ``data``. Raises TargetFull before the file system's last bytes are taken."""

@@ -8,6 +8,7 @@ headers right behind it, one PT_NOTE, then PT_LOADs, each beginning on a page of
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ __all__ = [
     "parse_header",
     "parse_notes",
     "parse_program_headers",
+    "with_extended_numbering",
 ]
 
 # Elf64_Ehdr: e_ident[16], e_type, e_machine, e_version, e_entry, e_phoff, e_shoff, e_flags, e_ehsize,
@@ -34,11 +36,19 @@ PHDR_BYTES = 56
 # Elf64_Nhdr: n_namesz, n_descsz, n_type
 _NHDR = "III"
 NHDR_BYTES = 12
+# Elf64_Shdr: sh_name, sh_type, sh_flags, sh_addr, sh_offset, sh_size, sh_link, sh_info, sh_addralign,
+# sh_entsize
+_SHDR = "IIQQQQIIQQ"
+SHDR_BYTES = 64
 
 ELFCLASS64 = 2
 ELFDATA2LSB, ELFDATA2MSB = 1, 2
 ET_CORE = 4
 PT_LOAD, PT_NOTE = 1, 4
+PN_XNUM = 0xFFFF
+"""In e_phnum: the count is in sh_info of section header 0 (elf(5))."""
+MOST_PROGRAM_HEADERS = 1 << 20
+"""More segments than any core has that is worth reading: refuse."""
 
 ELF_FLAGS_OFFSET = 48
 """File offset of e_flags, a 32-bit word."""
@@ -58,6 +68,7 @@ class ElfHeader:
     machine: int
     program_headers_offset: int
     program_headers_count: int
+    sections_offset: int
     flags: int
 
 
@@ -94,17 +105,26 @@ def parse_header(data: bytes) -> ElfHeader:
         raise BadVmcore(f"byte order {data[5]} at offset 5 is unknown")
     order = "<" if data[5] == ELFDATA2LSB else ">"
     fields = struct.unpack_from(order + _EHDR, data)
-    kind, machine, phoff, flags, phentsize, phnum = (fields[i] for i in (1, 2, 5, 7, 9, 10))
+    kind, machine, phoff, shoff, flags, phentsize, phnum = (fields[i] for i in (1, 2, 5, 6, 7, 9, 10))
     if kind != ET_CORE:
         raise BadVmcore(f"ELF type {kind} at offset 16 is not a core (4)")
     if phentsize != PHDR_BYTES:
         raise BadVmcore(
             f"program headers of {phentsize} bytes at offset 54 are not supported, only {PHDR_BYTES}"
         )
-    if phnum in (0, 0xFFFF):
-        # PN_XNUM: the kernel itself never writes it (e_phnum is 16 bits wide there).
-        raise BadVmcore(f"{phnum} program headers at offset 56 are not supported")
-    return ElfHeader(order, machine, phoff, phnum, flags)
+    if phnum == 0:
+        raise BadVmcore("there are no program headers")
+    return ElfHeader(order, machine, phoff, phnum, shoff, flags)
+
+
+def with_extended_numbering(header: ElfHeader, section: bytes) -> ElfHeader:
+    """The same header with the number of program headers that section header 0 gives. Raises BadVmcore."""
+    if len(section) < SHDR_BYTES:
+        raise BadVmcore(f"ends within section header 0 at offset {header.sections_offset:#x}")
+    count = struct.unpack(header.byte_order + _SHDR, section)[7]
+    if not 0 < count <= MOST_PROGRAM_HEADERS:
+        raise BadVmcore(f"{count} program headers, as section header 0 says, are not supported")
+    return dataclasses.replace(header, program_headers_count=count)
 
 
 def parse_program_headers(header: ElfHeader, data: bytes, file_bytes: int) -> list[ProgramHeader]:
@@ -131,7 +151,7 @@ def parse_program_headers(header: ElfHeader, data: bytes, file_bytes: int) -> li
     return result
 
 
-def parse_notes(header: ElfHeader, data: bytes) -> list[Note]:
+def parse_notes(byte_order: str, data: bytes) -> list[Note]:
     """Read the entries of a note segment; name and content are each padded to 4 bytes.
 
     Stops at the first entry that does not fit: a damaged note costs itself and those behind it.
@@ -139,7 +159,7 @@ def parse_notes(header: ElfHeader, data: bytes) -> list[Note]:
     notes = []
     position = 0
     while position + NHDR_BYTES <= len(data):
-        name_bytes, content_bytes, kind = struct.unpack_from(header.byte_order + _NHDR, data, position)
+        name_bytes, content_bytes, kind = struct.unpack_from(byte_order + _NHDR, data, position)
         name_start = position + NHDR_BYTES
         content_start = name_start + (name_bytes + 3) // 4 * 4
         content_end = content_start + content_bytes

@@ -28,6 +28,10 @@ class VmcoreInfo:
     def __len__(self) -> int:
         return len(self._values)
 
+    def has(self, key: str) -> bool:
+        """Whether the whole key, such as ``NUMBER(PG_slab)``, is there."""
+        return key in self._values
+
     def text(self, key: str) -> str:
         """The value as it stands, empty if absent."""
         return self._values.get(key, "")
@@ -44,6 +48,15 @@ class VmcoreInfo:
         """SIZE(struct), in bytes. Raises BadVmcore if absent."""
         return self._number(f"SIZE({struct})", 10)
 
+    def length(self, array: str) -> int:
+        """LENGTH(array), in elements. Raises BadVmcore if absent."""
+        return self._number(f"LENGTH({array})", 10)
+
+    def number(self, name: str) -> int:
+        """NUMBER(name), which the kernel prints signed, or in hexadecimal with 0x. Raises BadVmcore if
+        absent."""
+        return self._number(f"NUMBER({name})", 0)
+
     def _number(self, key: str, base: int) -> int:
         try:
             return int(self._values[key], base)
@@ -51,6 +64,14 @@ class VmcoreInfo:
             raise BadVmcore(f"VMCOREINFO has no {key}") from None
         except ValueError:
             raise BadVmcore(f"VMCOREINFO: {key}={self._values[key]!r} is no number") from None
+
+    @property
+    def page_bytes(self) -> int:
+        """PAGESIZE: 4096 if absent. Raises BadVmcore if it is none that Linux has."""
+        value = self.text("PAGESIZE") or "4096"
+        if value not in ("4096", "8192", "16384", "32768", "65536"):
+            raise BadVmcore(f"VMCOREINFO: PAGESIZE={value!r} is no page size")
+        return int(value)
 
     @property
     def release(self) -> str:

@@ -31,12 +31,12 @@ def test_table_and_dataclass_are_the_same() -> None:
 
 
 def test_files_merge_as_in_systemd(tmp_path: Path) -> None:
-    _write(tmp_path, "etc/kdump-service.conf", "[Target]\nTarget=/main\n[Dump]\nCompression=lz4\n")
+    _write(tmp_path, "etc/kdump-service.conf", "[Target]\nTarget=/main\n[Dump]\nCompression=zlib\n")
     _write(tmp_path, "usr/lib/kdump-service.conf.d/50-vendor.conf", "[Target]\nTarget=/vendor\n")
     _write(tmp_path, "run/kdump-service.conf.d/60-run.conf", "[Store]\nKeepFree=1G\n")
     config, errors = read_config(tmp_path)
     assert errors == []
-    assert (config.target, config.compression, config.keep_free_bytes) == ("/vendor", "lz4", 1 << 30)
+    assert (config.target, config.compression, config.keep_free_bytes) == ("/vendor", "zlib", 1 << 30)
 
 
 def test_a_name_in_etc_hides_the_same_name_elsewhere(tmp_path: Path) -> None:
@@ -52,13 +52,13 @@ def test_later_lines_win_lists_add_up_and_empty_resets(tmp_path: Path) -> None:
         "etc/kdump-service.conf",
         '[Kernel]\nCommandLineAppend=one\nCommandLineAppend=two="a b"\n'
         "CommandLineRemove=x\nCommandLineRemove=\nCommandLineRemove=y\n"
-        "[Target]\nTarget=/a\nTarget=file:///b\n[Dump]\nCompression=lz4\nCompression=\n",
+        "[Target]\nTarget=/a\nTarget=file:///b\n[Dump]\nCompression=zlib\nCompression=\n",
     )
     config, errors = read_config(tmp_path)
     assert errors == []
     assert config.command_line_append == 'one two="a b"'
     assert config.command_line_remove == "y"
-    assert (config.target, config.compression) == ("/b", "none")
+    assert (config.target, config.compression) == ("/b", "auto")
 
 
 def test_comments_and_continued_lines(tmp_path: Path) -> None:
@@ -78,7 +78,11 @@ def test_comments_and_continued_lines(tmp_path: Path) -> None:
         ("[Target]\nTarget=/", ":2: Target=: the root folder itself is no target"),
         ("[Target]\nTarget=/var/../etc", ":2: Target=: '/var/../etc' must not contain '..'"),
         ("[Target]\nTarget=nfs://host/x", ":2: Target=: nfs:// targets are not supported"),
-        ("[Dump]\nCompresion=lz4", ":2: Compresion=: unknown setting; [Dump] has Compression="),
+        ("[Dump]\nCompresion=lz4", ":2: Compresion=: unknown setting; [Dump] has Contents=, DumpLevel="),
+        ("[Dump]\nDumpLevel=32", ":2: DumpLevel=: 32 is not between 0 and 31"),
+        ("[Dump]\nDumpLevel=all", ":2: DumpLevel=: 'all' is not a whole number"),
+        ("[Dump]\nThreads=0", ":2: Threads=: 0 is not between 1 and 1024"),
+        ("[Dump]\nContents=all", ":2: Contents=: 'all' is not one of log, kernel, user, everything"),
         ("[Dmup]\nCompression=lz4", ":2: Compression=: unknown setting; there is no section [Dmup]"),
         ("[Store]\nKeepFree=10%", ":2: KeepFree=: '10%' is not a size"),
         ("[Store]\nKeepFree=-1", ":2: KeepFree=: '-1' is not a size"),
@@ -107,8 +111,38 @@ def test_binary_garbage_and_unreadable_files_are_reported(tmp_path: Path) -> Non
     assert "cannot be read" in str(read_config(tmp_path)[1][0])
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Compression=lz4", "format kdump cannot be compressed with lz4, only with zstd, zlib, none"),
+        ("Format=elf\nCompression=zstd", "format elf cannot be compressed with zstd, only with none, lz4"),
+        ("Compression=zlib\nCompressionLevel=12", "zlib has levels from 1 to 9, not 12"),
+    ],
+)
+def test_settings_that_do_not_go_together(tmp_path: Path, text: str, expected: str) -> None:
+    _write(tmp_path, "etc/kdump-service.conf", f"[Dump]\n{text}\n")
+    config, errors = read_config(tmp_path)
+    assert [str(error) for error in errors] == [f"[Dump]: {expected}"]
+    assert (config.compression, config.compression_level) == ("auto", "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "level"),
+    [({}, 31), ({"contents": "log"}, None), ({"contents": "user"}, 23), ({"dump_level": "0"}, 0)],
+)
+def test_contents_are_dump_levels(settings: dict[str, str], level: int | None) -> None:
+    assert Config(**settings).level == level  # type: ignore[arg-type]
+
+
 def test_json_round_trip_is_pinned() -> None:
-    config = Config(target="/t", compression="lz4", keep_free_bytes=5, command_line_append="a b")
+    config = Config(
+        target="/t",
+        format="elf",
+        compression="lz4",
+        dump_level="17",
+        keep_free_bytes=5,
+        command_line_append="a b",
+    )
     document = json.loads(json.dumps(config.to_json()))
     assert document["keep_free_bytes"] == 5
     assert Config.from_json(document) == (config, [])

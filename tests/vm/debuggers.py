@@ -87,10 +87,19 @@ def vmcoreinfo(vmcore: Path) -> dict[str, str]:
 class OpenDump:
     """A dump on the host with the symbols of the kernel that died in it."""
 
-    def __init__(self, vmcore: Path, vmlinux: Path, modules: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        vmcore: Path,
+        vmlinux: Path,
+        modules: Sequence[Path] = (),
+        *,
+        crash_command: Sequence[str] = ("crash",),
+    ) -> None:
+        """`crash_command` names another crash than the machine's, which may be too old for the kernel."""
         self.vmcore = vmcore
         self.vmlinux = vmlinux
         self.modules = list(modules)
+        self.crash_command = list(crash_command)
 
     def drgn(self, planted: str) -> DrgnReport:
         """Ask drgn, of the Python that runs this."""
@@ -105,7 +114,7 @@ class OpenDump:
         with tempfile.NamedTemporaryFile("w", prefix="kdump-crash-") as file:
             file.write(f"{script}!echo ==end\nexit\n")
             file.flush()
-            done = _run("crash", ["crash", "-s", "-i", file.name, self.vmlinux, self.vmcore])
+            done = _run("crash", [*self.crash_command, "-s", "-i", file.name, self.vmlinux, self.vmcore])
         parts = re.split(r"^==(\w+)\n", done.stdout, flags=re.MULTILINE)
         answers = dict(zip(parts[1::2], parts[2::2], strict=False))
         if "end" not in answers:

@@ -18,10 +18,11 @@ from .debuggers import OpenDump
 from .disk import Disk, Install, install_with_make, project_disk
 from .events import GuestDump
 from .machine import Machine, MachineOptions
+from .makedumpfile import Makedumpfile
 from .symbols import crash_module, vmlinux
-from .tree import SUITE, Tree, base_tree
+from .tree import ROLLING, SUITE, Tree, base_tree
 
-__all__ = ["Lab"]
+__all__ = ["Lab", "crash_command"]
 
 IMAGES = ("vmcore", "vmcore.lz4", "vmcore.incomplete", "vmcore.lz4.incomplete")
 PIECE = 64 << 10  # bytes; all zero becomes a hole
@@ -82,7 +83,7 @@ class Lab:
             if ".lz4" in name:
                 image = _decompress(image)
         module = [self.crash_module] if machine.crashed_by == "null_dereference" else []
-        return OpenDump(image, self.vmlinux, module)
+        return OpenDump(image, self.vmlinux, module, crash_command=crash_command(self.cache, self.suite))
 
     def clean_up(self, machines: Sequence[Machine] | None = None) -> None:
         """Switch these machines off, or all, and remove what they left on the host: disks, dumps."""
@@ -90,6 +91,15 @@ class Lab:
             machine.stop()
             shutil.rmtree(machine.work, ignore_errors=True)
             self.machines.remove(machine)
+
+
+def crash_command(cache: Cache, suite: str) -> list[str]:
+    """The crash that opens dumps of this suite's kernel: the machine's, or for newer kernels that of sid."""
+    if suite == SUITE:
+        return ["crash"]
+    # crash 9.0.2 ends at once on Linux 7.2 if it looks for modules: "invalid structure member offset:
+    # module_num_gpl_syms".
+    return [*Makedumpfile(cache).crash, *(["--no_modules"] if suite in ROLLING else [])]
 
 
 def _decompress(packed: Path) -> Path:

@@ -33,21 +33,27 @@ def vmlinux(cache: Cache, tree: Tree) -> Path:
                     f"remove {tree.root.parent} to have the tree made anew"
                 ) from error
             package_file = next(Path(temporary).glob("*.deb"))
-            _unpack(package_file, f"./usr/lib/debug/boot/vmlinux-{tree.release}", folder / "vmlinux")
+            _unpack(package_file, "./usr/lib/debug/*vmlinux*", folder / "vmlinux")
 
     key = digest(tree.release, tree.version)
     return cache.entry("symbols", key, build, doing=f"symbols of {tree.release} {tree.version}") / "vmlinux"
 
 
-def _unpack(package: Path, member: str, target: Path) -> None:
-    """One file of a Debian package; unpacking the whole would write four times as much."""
+def _unpack(package: Path, pattern: str, target: Path) -> None:
+    """The one file of a Debian package that fits the pattern, and is no link to another that does.
+
+    Unpacking the whole would write four times as much. Debian 13 has vmlinux in boot/, and a link to it below
+    lib/modules/; in 7.2 it is the other way round.
+    """
     with (
         target.open("wb") as output,
         subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as data,
     ):
-        subprocess.run(["tar", "-xO", member], check=True, stdin=data.stdout, stdout=output)
+        subprocess.run(["tar", "-xO", "--wildcards", pattern], check=True, stdin=data.stdout, stdout=output)
     if data.returncode != 0:
         raise RuntimeError(f"dpkg-deb --fsys-tarfile {package}: status {data.returncode}")
+    if not target.stat().st_size:
+        raise RuntimeError(f"{package} holds no file like {pattern}, but links only")
 
 
 def crash_module(cache: Cache, tree: Tree, name: str = "null_dereference") -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .cache import Cache, digest
 
-__all__ = ["SUITE", "Tree", "base_tree", "mmdebstrap"]
+__all__ = ["ROLLING", "SUITE", "Tree", "base_tree", "mmdebstrap"]
 
 SUITE = "bookworm"
 
@@ -33,6 +33,8 @@ PACKAGES = (
     "python3-systemd",
     "python3-pyelftools",
     "python3-lz4",
+    "python3-numpy",
+    "python3-zstandard",
     "zstd",
     "procps",
     "e2fsprogs",
@@ -41,6 +43,9 @@ PACKAGES = (
 # Settings of the machine's apt that say how far its mirrors' dates can be trusted. A mirror frozen in time
 # needs them.
 DATE_SETTINGS = ("Acquire::Check-Valid-Until", "Acquire::Check-Date")
+
+# Suites that get new versions all the time, and so have neither updates nor security fixes beside them.
+ROLLING = ("sid", "unstable")
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,11 @@ def apt_sources(suite: str) -> list[str]:
         text=True,
     )
     wanted = re.compile(rf"{re.escape(own)}(-updates|-security)?")
+    rows = (line.split() for line in listed.stdout.splitlines())
     sources = {
         f"deb {uri} {suite}{release.removeprefix(own)} {component}"
-        for uri, release, component in (line.split() for line in listed.stdout.splitlines())
-        if wanted.fullmatch(release) and component == "main"
+        for uri, release, component in rows
+        if wanted.fullmatch(release) and component == "main" and (release == own or suite not in ROLLING)
     }
     return sorted(sources)
 

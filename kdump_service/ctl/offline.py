@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The verbs of kdumpctl that work on files: convert, inspect, log. They need neither root nor the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from kdump_service.dump_options import COMPRESSIONS_OF, CONTENTS, MOST_LEVEL, DumpOptions
+from kdump_service.errors import ConfigError, TargetUnusable
+from kdump_service.quantity import format_bytes, format_seconds, format_utc
+
+__all__ = ["VERBS", "add_parsers", "run"]
+
+VERBS = ("convert", "inspect", "log")
+
+_PROGRESS_INTERVAL_SEC = 0.2
+_FORMATS = (*COMPRESSIONS_OF, "flattened")
+
+
+def add_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The command lines of these verbs."""
+    convert = verbs.add_parser("convert", help="write a memory image anew: filtered, compressed, as ELF ...")
+    convert.add_argument("source", metavar="IN", type=Path, help="ELF core or dump of any format known here")
+    convert.add_argument("target", metavar="OUT", type=Path, help="new file; - for standard output")
+    what = convert.add_mutually_exclusive_group()
+    pages = [name for name, level in CONTENTS.items() if level is not None]
+    what.add_argument("--contents", choices=pages, help="what to keep (default: kernel)")
+    what.add_argument(
+        "--level", type=int, metavar="N", help=f"what to leave out, 0 to {MOST_LEVEL}, as makedumpfile -d"
+    )
+    convert.add_argument("--format", choices=_FORMATS, default="kdump")
+    compressions = sorted({name for names in COMPRESSIONS_OF.values() for name in names})
+    convert.add_argument("--compression", choices=("auto", *compressions), default="auto")
+    convert.add_argument("--compression-level", type=int, metavar="N")
+    convert.add_argument("--threads", type=int, metavar="N", help="default: one for each processor")
+    convert.add_argument("--verify", action="store_true", help="compare every page, not a sample")
+    convert.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    inspect = verbs.add_parser("inspect", help="what a dump file holds, and whether it is sound")
+    inspect.add_argument("source", metavar="FILE", type=Path)
+    inspect.add_argument("--verify", action="store_true", help="read every page")
+    log = verbs.add_parser("log", help="the kernel's log in a dump file")
+    log.add_argument("source", metavar="FILE", type=Path)
+    log.add_argument("--caller", action="store_true", help="with the task or processor of each line")
+    for verb in (convert, inspect, log):
+        verb.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """One of these verbs; the exit code."""
+    try:
+        match arguments.verb:
+            case "convert":
+                return _convert(arguments)
+            case "inspect":
+                return _inspect(arguments)
+            case _:
+                return _log(arguments)
+    except OSError as error:
+        raise TargetUnusable(f"{error.filename or arguments.source}: {error.strerror}") from error
+
+
+class _ProgressLine:
+    """Shows progress on a terminal, in one line that is written over and over."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._last = 0.0
+        self._began = time.monotonic()
+        self._what = ""
+        self._width = 0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._began = what, now
+        if not self._shown or now - self._last < _PROGRESS_INTERVAL_SEC:
+            return
+        self._last = now
+        line = f"{what}: {100 * done // max(total, 1)} % of {total} pages"
+        elapsed = now - self._began
+        if done and elapsed > 1:
+            line += f", {format_seconds(elapsed * (total - done) / done)} left"
+        self._write(line)
+
+    def _write(self, line: str) -> None:
+        sys.stderr.write(f"\r{line.ljust(self._width)}")
+        sys.stderr.flush()
+        self._width = len(line)
+
+    def clear(self) -> None:
+        """Leave no trace."""
+        if self._width:
+            self._write("")
+            sys.stderr.write("\r")
+            sys.stderr.flush()
+
+
+def _options(arguments: argparse.Namespace) -> DumpOptions:
+    from kdump_service.engine.dump import default_threads  # noqa: PLC0415  (numpy)
+
+    level = arguments.level
+    if level is None:
+        level = CONTENTS[arguments.contents or "kernel"]
+    assert level is not None
+    threads = default_threads() if arguments.threads is None else arguments.threads
+    options = DumpOptions(
+        level=level,
+        format="kdump" if arguments.format == "flattened" else arguments.format,
+        compression=arguments.compression,
+        compression_level=arguments.compression_level,
+        threads=threads,
+    )
+    options.check()
+    return options
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from kdump_service.engine.convert import convert_file, convert_to_stream  # noqa: PLC0415  (numpy)
+
+    options = _options(arguments)
+    flattened = arguments.format == "flattened"
+    progress = _ProgressLine()
+    began = time.monotonic()
+    to_stdout = str(arguments.target) == "-"
+    try:
+        if to_stdout:
+            if sys.stdout.isatty():
+                raise ConfigError("a dump is not written to a terminal", "Redirect standard output.")
+            if options.format == "kdump" and not flattened:
+                raise ConfigError(
+                    "a kdump-compressed file cannot be written to a pipe",
+                    "Use --format flattened or --format elf.",
+                )
+            result = convert_to_stream(
+                arguments.source, sys.stdout.buffer, options, flattened=flattened, progress=progress
+            )
+        else:
+            result = convert_file(
+                arguments.source,
+                arguments.target,
+                options,
+                flattened=flattened,
+                verify_every_page=arguments.verify,
+                replace=arguments.force,
+                progress=progress,
+            )
+    finally:
+        progress.clear()
+    seconds = time.monotonic() - began
+    if arguments.json:
+        document = dataclasses.asdict(result) | {"seconds": round(seconds, 3)}
+        print(json.dumps(document, indent=2), file=sys.stderr if to_stdout else sys.stdout)
+        return 0
+    for note in result.notes:
+        print(f"kdumpctl: note: {note}", file=sys.stderr)
+    if not to_stdout:
+        excluded = ", ".join(f"{name} {count}" for name, count in result.excluded.items() if count)
+        print(
+            f"{arguments.target}: {format_bytes(result.bytes)}, {result.pages} pages "
+            f"({result.zero_pages} of zeros), {result.verified_pages} compared, in {format_seconds(seconds)}"
+        )
+        if excluded:
+            print(f"left out: {excluded}")
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from kdump_service.engine.inspect import inspect_file  # noqa: PLC0415  (numpy)
+
+    progress = _ProgressLine()
+    try:
+        found = inspect_file(arguments.source, every_page=arguments.verify, progress=progress)
+    finally:
+        progress.clear()
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(found), indent=2))
+    else:
+        rows: Iterable[tuple[str, str]] = (
+            ("File", str(arguments.source)),
+            ("Format", " in ".join(part for part in (found.format, found.wrapping) if part)),
+            ("Size", format_bytes(found.bytes)),
+            ("State", found.state),
+            ("Kernel", f"{found.kernel_release} {found.machine}".strip()),
+            ("Build id", found.build_id),
+            ("Host", found.host),
+            ("Crashed", format_utc(found.crash_time) if found.crash_time else ""),
+            ("Panic", found.panic_message),
+            ("Kind", found.kind),
+            ("Task", found.task),
+            ("Signature", found.signature),
+            ("Dump level", str(found.dump_level) if found.dump_level is not None else ""),
+            ("Pages", f"{found.pages} of {found.existing_pages} of {format_bytes(found.page_bytes)}"),
+            ("Checked", found.checked),
+            *(("Problem", problem) for problem in found.problems),
+        )
+        print("\n".join(f"{label + ':':>13} {value}" for label, value in rows if value))
+    return 0 if not found.problems else _UNSOUND_EXIT_CODE
+
+
+_UNSOUND_EXIT_CODE = 43
+"""As VerificationFailed: the file is not what it says."""
+
+
+def _log(arguments: argparse.Namespace) -> int:
+    from kdump_service.dumpfile.open_image import open_image  # noqa: PLC0415  (numpy)
+    from kdump_service.vmcore.address_space import AddressSpace  # noqa: PLC0415
+    from kdump_service.vmcore.printk import format_record, read_log, record_as_dict  # noqa: PLC0415
+
+    with open_image(arguments.source) as opened:
+        image = opened.image
+        for record in read_log(image.vmcoreinfo, AddressSpace(image), image.byte_order):
+            if arguments.json:
+                print(json.dumps(record_as_dict(record), ensure_ascii=False))
+            else:
+                sys.stdout.write(format_record(record, caller=arguments.caller))
+    return 0

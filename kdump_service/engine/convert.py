@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Turn a memory image of any format into a dump of another: what ``kdumpctl convert`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from kdump_service.dump_options import DumpOptions
+from kdump_service.dumpfile.flattened import FlattenedSink, StreamSink
+from kdump_service.dumpfile.open_image import OpenedImage, open_image
+from kdump_service.dumpfile.sink import FilePart
+from kdump_service.engine.dump import Dump
+from kdump_service.engine.file_sink import FileSink
+from kdump_service.engine.survey import Survey, survey_pages
+from kdump_service.engine.verify import verify_dump
+
+__all__ = ["Conversion", "convert_file", "convert_to_stream"]
+
+Progress = Callable[[str, int, int], None]
+"""Is told what is being done, how many pages are done, and of how many."""
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass
+class Conversion:
+    """What came of it."""
+
+    level: int
+    format: str
+    compression: str
+    source_format: str
+    pages: int = 0
+    zero_pages: int = 0
+    lost_pages: int = 0
+    excluded: dict[str, int] = field(default_factory=dict)
+    """Frames left out, by class."""
+    bytes: int = 0
+    """Length of the file that was written."""
+    verified_pages: int = 0
+    parts: list[FilePart] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What somebody who opens the dump should know."""
+
+
+def _survey(opened: OpenedImage, options: DumpOptions, result: Conversion, progress: Progress) -> Survey:
+    survey = survey_pages(
+        opened.image,
+        opened.pages,
+        options.level,
+        workers=options.threads,
+        advance=lambda done, total: progress("Filtering", done, total),
+    )
+    result.excluded = survey.excluded
+    if survey.unreadable_struct_pages:
+        result.notes.append(
+            f"what {survey.unreadable_struct_pages} frames are used for could not be read; they are kept"
+        )
+    return survey
+
+
+def _prepare(
+    opened: OpenedImage, options: DumpOptions, progress: Progress
+) -> tuple[Conversion, Survey, Dump]:
+    result = Conversion(options.level, options.format, options.codec, opened.format)
+    if opened.incomplete:
+        result.notes.append(f"{opened.image.path} says that it is incomplete")
+    survey = _survey(opened, options, result, progress)
+    dump = Dump(opened.image, opened.pages, survey, options)
+    return result, survey, dump
+
+
+def _account(result: Conversion, dump: Dump) -> None:
+    written = dump.written
+    result.pages, result.zero_pages, result.lost_pages = (
+        written.pages,
+        written.zero_pages,
+        written.lost_pages,
+    )
+    if written.lost_pages:
+        result.notes.append(f"{written.lost_pages} pages could not be read and are missing")
+
+
+def convert_file(
+    source: Path,
+    target: Path,
+    options: DumpOptions,
+    *,
+    flattened: bool = False,
+    verify_every_page: bool = False,
+    replace: bool = False,
+    progress: Progress = _silent,
+) -> Conversion:
+    """Write ``target``, read it back and compare. Raises BadVmcore, ConfigError, TargetFull, TargetUnusable,
+    VerificationFailed.
+
+    Until all of that is done, the file is called NAME.incomplete, and stays so if it cannot be.
+    """
+    options.check()
+    with open_image(source) as opened:
+        result, survey, dump = _prepare(opened, options, progress)
+        sink = FileSink(target, replace=replace)
+        try:
+            outer = FlattenedSink(sink.stream()) if flattened else None
+            writer = dump.write(outer or sink, lambda done, total: progress("Writing", done, total))
+            _account(result, dump)
+            complete = not dump.written.lost_pages and not opened.incomplete
+            if outer is not None:
+                writer.finish(complete=complete)
+                outer.close()
+            with open_image(sink.path) as written:
+                result.verified_pages = verify_dump(
+                    opened.pages,
+                    written,
+                    survey.kept,
+                    every_page=verify_every_page,
+                    lost=dump.written.lost,
+                    advance=lambda done, total: progress("Verifying", done, total),
+                )
+            if outer is None:
+                writer.finish(complete=complete)
+        except BaseException:
+            sink.leave()
+            raise
+        result.bytes = sink.commit()
+        result.parts = writer.parts()
+    return result
+
+
+def convert_to_stream(
+    source: Path, stream: BinaryIO, options: DumpOptions, *, flattened: bool, progress: Progress = _silent
+) -> Conversion:
+    """Write to a pipe: a kdump-compressed file in flattened form, or an ELF core. Nothing is read back."""
+    options.check()
+    with open_image(source) as opened:
+        result, _, dump = _prepare(opened, options, progress)
+        sink = FlattenedSink(stream) if flattened else StreamSink(stream)
+        writer = dump.write(sink, lambda done, total: progress("Writing", done, total))
+        _account(result, dump)
+        writer.finish(complete=not dump.written.lost_pages and not opened.incomplete)
+        sink.close()
+        result.parts = writer.parts()
+    return result

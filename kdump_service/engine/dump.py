@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Make a dump of a memory image: survey, write, verify."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdump_service.dump_options import DumpOptions
+from kdump_service.dumpfile.elf_writer import FILL, ElfWriter, batches_of, encode_raw, plan_elf
+from kdump_service.dumpfile.kdump_format import Layout
+from kdump_service.dumpfile.kdump_writer import Identity, KdumpWriter
+from kdump_service.dumpfile.page_codec import EncodedPages, PageKind, encode_pages, page_codec
+from kdump_service.dumpfile.sink import DumpWriter, Sink
+from kdump_service.engine.page_stream import EncodedBatch, PageStream, batches
+from kdump_service.engine.predict import Prediction, predict_data_bytes
+from kdump_service.engine.survey import Survey
+from kdump_service.engine.virtual_loads import virtual_loads
+from kdump_service.errors import BadVmcore
+from kdump_service.vmcore.address_space import AddressSpace
+from kdump_service.vmcore.memory_image import MemoryImage
+from kdump_service.vmcore.page_source import PageSource
+
+__all__ = [
+    "Dump",
+    "WrittenDump",
+    "default_threads",
+    "identity_of",
+]
+
+Advance = Callable[[int, int], None]
+"""Is told how many pages are done, and of how many."""
+
+
+@dataclass
+class WrittenDump:
+    """What was written."""
+
+    pages: int = 0
+    zero_pages: int = 0
+    """Of these, pages of zeros, which take no room of their own."""
+    raw_pages: int = 0
+    """Pages that did not shrink, and stand as they were."""
+    lost_pages: int = 0
+    """Pages that could not be read."""
+    lost: list[tuple[int, int]] = field(default_factory=list)
+    """Runs of them: first frame, number of frames."""
+    data_bytes: int = 0
+    """What the pages take in the file."""
+    killed_readers: int = 0
+
+
+def default_threads() -> int:
+    """As many as there are processors that we may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def identity_of(image: MemoryImage) -> Identity:
+    """What a kdump-compressed file says of the machine. What the image does not tell is left empty."""
+    info = image.vmcoreinfo
+    segment = image.note_segment
+    content = next((note.content for note in image.notes if note.name == "VMCOREINFO"), b"").rstrip(b"\0")
+    return Identity(
+        uts=_uts_names(image),
+        timestamp=info.crash_time or 0,
+        phys_base=info.number("phys_base") if info.has("NUMBER(phys_base)") else 0,
+        cpus=sum(note.kind == _NT_PRSTATUS and note.name == "CORE" for note in image.notes),
+        notes=segment,
+        vmcoreinfo=(segment.find(content), len(content)) if content else (0, 0),
+    )
+
+
+_NT_PRSTATUS = 1
+_UTS_NAME_BYTES = 65  # __NEW_UTS_LEN + 1
+_MACHINE_NAMES = {62: "x86_64", 183: "aarch64"}
+
+
+def _uts_names(image: MemoryImage) -> dict[str, str]:
+    """init_uts_ns.name, struct new_utsname; from VMCOREINFO alone where the memory cannot be read."""
+    info = image.vmcoreinfo
+    names = ("sysname", "nodename", "release", "version", "machine", "domainname")
+    # None is left empty: libkdumpfile tells the architecture only by a header whose names are all there.
+    told = dict.fromkeys(names, "(none)") | {
+        "sysname": "Linux",
+        "release": info.release or "(none)",
+        "machine": _MACHINE_NAMES.get(image.machine, "(none)"),
+    }
+    try:
+        # 5.11 exports the member's offset (ca4a9241cc5e); before, a kref of 4 bytes stood in front.
+        member = "OFFSET(uts_namespace.name)"
+        offset = info.offset("uts_namespace.name") if info.has(member) else 4
+        data = AddressSpace(image).read(info.symbol("init_uts_ns") + offset, len(names) * _UTS_NAME_BYTES)
+    except BadVmcore:
+        return told
+    for index, name in enumerate(names):
+        field_bytes = data[index * _UTS_NAME_BYTES : (index + 1) * _UTS_NAME_BYTES]
+        text = field_bytes.split(b"\0")[0].decode("utf-8", "replace")
+        if name == "release" and text != info.release:
+            return told  # not the structure that it was taken for
+        told[name] = text
+    return told
+
+
+class Dump:
+    """A dump that is to be written: what it holds and in what form."""
+
+    def __init__(self, image: MemoryImage, source: PageSource, survey: Survey, options: DumpOptions) -> None:
+        """Raises ImportError if the library for the compression is not there, BadVmcore if the image does not
+        tell enough for the format."""
+        self._source = source
+        self._survey = survey
+        self._options = options
+        self._identity = identity_of(image)
+        self._codec = self._plan = None
+        if options.format == "elf":
+            loads = image.loads or virtual_loads(image, survey.existing)
+            self._plan = plan_elf(
+                survey.kept,
+                source.page_bytes,
+                loads,
+                image.note_segment,
+                image.machine,
+                image.byte_order,
+            )
+            if options.codec == "lz4":
+                import lz4.frame  # noqa: F401, PLC0415  (only asked whether it is there)
+        else:
+            self._codec = page_codec(options.codec, options.compression_level)
+        self.written = WrittenDump()
+
+    @property
+    def head_bytes(self) -> int:
+        """What stands before the pages."""
+        if self._plan is not None:
+            return self._plan.data_offset
+        notes = len(self._identity.notes)
+        page_count = len(self._survey.kept)
+        return Layout(self._source.page_bytes, notes, self._source.end_pfn, page_count).data_offset
+
+    def predict_bytes(self) -> Prediction:
+        """How much room the file will take."""
+        with self._stream() as stream:
+            data = predict_data_bytes(stream, self._survey.kept)
+        head = self.head_bytes
+        return Prediction(head + data.expected_bytes, head + data.at_most_bytes)
+
+    def write(self, sink: Sink, advance: Advance = lambda done, total: None) -> DumpWriter:
+        """Write all pages that the survey keeps, and keep count in ``written``.
+
+        The caller finishes the file by the writer that is returned, once it has verified it. Raises what the
+        sink raises; the file then holds what it took until then.
+        """
+        kept = self._survey.kept
+        runs = kept.runs() if self._plan is None else batches_of(self._plan, kept)
+        total = len(kept)
+        writer = self._writer(sink)
+        with self._stream() as stream:
+            try:
+                for encoded in stream.encode(batches(runs, stream.batch_pages)):
+                    writer.write(encoded.pages, encoded.data)
+                    _count(self.written, encoded)
+                    advance(self.written.pages, total)
+            finally:
+                self.written.killed_readers = stream.deaths
+                writer.flush()
+        return writer
+
+    def _stream(self) -> PageStream:
+        return PageStream(self._source, self._encode, self._options.threads)
+
+    def _writer(self, sink: Sink) -> DumpWriter:
+        if self._plan is None:
+            assert self._codec is not None
+            return KdumpWriter(sink, self._identity, self._survey, self._source.page_bytes, self._codec)
+        if self._options.codec == "lz4":
+            from kdump_service.dumpfile.lz4_file import Lz4ElfWriter  # noqa: PLC0415  (optional codec)
+
+            return Lz4ElfWriter(sink, self._plan)
+        return ElfWriter(sink, self._plan)
+
+    def _encode(
+        self, pages: memoryview, lost: NDArray[np.bool_], target: memoryview
+    ) -> tuple[EncodedPages, int]:
+        page_bytes = self._source.page_bytes
+        if self._options.codec == "lz4":
+            from kdump_service.dumpfile.lz4_file import encode_lz4_frame  # noqa: PLC0415  (optional codec)
+
+            encoded = encode_lz4_frame(pages, page_bytes, lost, target)
+        elif self._codec is None:
+            encoded = encode_raw(pages, page_bytes, lost, target)
+        else:
+            encoded = encode_pages(pages, page_bytes, lost, self._codec, target)
+        return encoded, int(encoded.sizes.sum())
+
+
+def _count(written: WrittenDump, encoded: EncodedBatch) -> None:
+    kinds = encoded.pages.kinds
+    runs = encoded.batch.runs
+    counts = np.bincount(kinds, minlength=len(PageKind))
+    filled = int(runs[runs[:, 0] == FILL, 1].sum())
+    written.pages += len(kinds) - filled
+    written.zero_pages += int(counts[PageKind.ZERO]) - filled
+    written.raw_pages += int(counts[PageKind.RAW])
+    written.data_bytes += len(encoded.data)
+    if counts[PageKind.LOST]:
+        written.lost_pages += int(counts[PageKind.LOST])
+        starts, lengths = runs.T
+        pfns = (
+            np.repeat(starts, lengths)
+            + np.arange(len(kinds))
+            - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        )
+        for pfn in pfns[kinds == PageKind.LOST].tolist():
+            if written.lost and sum(written.lost[-1]) == pfn:
+                written.lost[-1] = (written.lost[-1][0], written.lost[-1][1] + 1)
+            else:
+                written.lost.append((pfn, 1))

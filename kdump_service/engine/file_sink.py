@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A plain file as the place that a dump is written to, for conversions."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from kdump_service.errors import TargetFull, TargetUnusable
+
+__all__ = ["FileSink"]
+
+
+class FileSink:
+    """Writes NAME.incomplete, and calls it NAME when it is whole; a Sink."""
+
+    rewritable = True
+
+    def __init__(self, path: Path, *, replace: bool = False) -> None:
+        """Raises TargetUnusable, also if there is a file of that name and ``replace`` is not given."""
+        self.final_path = path
+        self.path = path.with_name(f"{path.name}.incomplete")
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            if not replace and path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            self._descriptor = os.open(self.path, flags | (os.O_TRUNC if replace else os.O_EXCL), 0o600)
+        except OSError as error:
+            raise self._translated(error) from error
+
+    def reserve(self, size_bytes: int) -> None:
+        """See Sink."""
+        try:
+            os.posix_fallocate(self._descriptor, 0, size_bytes)
+        except OSError as error:
+            raise self._translated(error) from error
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """See Sink."""
+        view = memoryview(data)
+        try:
+            while view:
+                written = os.pwrite(self._descriptor, view, offset)
+                view = view[written:]
+                offset += written
+        except OSError as error:
+            raise self._translated(error) from error
+
+    def set_size(self, size_bytes: int) -> None:
+        """See Sink."""
+        try:
+            os.ftruncate(self._descriptor, size_bytes)
+        except OSError as error:
+            raise self._translated(error) from error
+
+    def stream(self) -> BinaryIO:
+        """The file as a stream, for what is written from front to back."""
+        return open(self._descriptor, "wb", closefd=False)
+
+    def commit(self) -> int:
+        """Close the file and give it its name; its length."""
+        try:
+            length = os.fstat(self._descriptor).st_size
+            os.close(self._descriptor)
+            self.path.rename(self.final_path)
+        except OSError as error:
+            raise self._translated(error) from error
+        return length
+
+    def leave(self) -> None:
+        """Close the file; it keeps the name that says that it is incomplete."""
+        os.close(self._descriptor)
+
+    def _translated(self, error: OSError) -> TargetFull | TargetUnusable:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return TargetFull(f"{self.path}: {error.strerror}", "Make room, or write to another folder.")
+        if error.errno == errno.EEXIST:
+            name = self.final_path if self.final_path.exists() else self.path
+            return TargetUnusable(f"{name}: {error.strerror}", "Remove it, or write it anew with --force.")
+        return TargetUnusable(f"{self.path}: {error.strerror}")

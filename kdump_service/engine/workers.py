@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Processes that do the heavy work, one for each processor.
+
+Processes, not threads, for two reasons. Memory of a crashed machine can be poisonous: on some machines
+touching a bad page of /proc/vmcore kills who touches it (SIGBUS, or a synchronous external abort on arm64),
+and that shall cost the page, not the dump. And Python's lock is no bottleneck then.
+
+A job is a function from a request to a reply (both short) that may fill a slot of shared memory. Requests
+are handed out in order, and their results come back in order. Nobody polls: the parent sleeps in poll(2), the
+workers in read(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import select
+import signal
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+
+from kdump_service.errors import WorkerFailed
+
+__all__ = ["Job", "Result", "WorkerPool"]
+
+Job = Callable[[bytes, memoryview], bytes]
+
+_HEADER = struct.Struct("<IBI")  # slot, status, bytes that follow
+_OK, _FAILED = 0, 1
+_DEPTH = 2
+"""Requests at one worker: the one that it does, and one more so that it need not wait for us."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of one request."""
+
+    request: bytes
+    reply: bytes | None
+    """None if the worker died over it."""
+    slot: memoryview
+    """What the job filled in; may be used until the next result is asked for."""
+
+
+@dataclass
+class _Worker:
+    pid: int
+    requests: int
+    replies: int
+    pending: deque[tuple[int, int]]
+    """Number of the request and its slot, oldest first."""
+
+
+class WorkerPool:
+    """Forked processes, all with the same job. Use as a context manager."""
+
+    def __init__(self, job: Job, workers: int, slot_bytes: int) -> None:
+        self._job = job
+        self._count = workers
+        self._slot_bytes = slot_bytes
+        self._slots = workers * (_DEPTH + 1)
+        # Shared with the children; pages that nobody touches cost nothing.
+        self._shared = mmap.mmap(-1, self._slots * slot_bytes)
+        self._memory = memoryview(self._shared)
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> WorkerPool:
+        for _ in range(self._count):
+            self._workers.append(self._fork())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers:
+            if kind is not None:
+                os.kill(worker.pid, signal.SIGKILL)
+            self._reap(worker)
+        self._workers.clear()
+        with contextlib.suppress(BufferError):  # a traceback may still hold a slot
+            self._memory.release()
+            self._shared.close()
+
+    def map(self, requests: Iterable[bytes]) -> Iterator[Result]:
+        """Do all requests; results in the order of the requests."""
+        todo = iter(requests)
+        free = deque(range(self._slots))
+        done: dict[int, tuple[int, bytes | None]] = {}  # number -> slot, reply
+        asked: dict[int, bytes] = {}
+        following = 0  # number of the next request
+        wanted = 0  # number of the next result
+        exhausted = False
+        while True:
+            while free and not exhausted:
+                worker = min(self._workers, key=lambda worker: len(worker.pending))
+                if len(worker.pending) >= _DEPTH:
+                    break
+                request = next(todo, None)
+                if request is None:
+                    exhausted = True
+                    break
+                slot = free.popleft()
+                asked[following] = request
+                self._send(worker, following, slot, request)
+                following += 1
+            if wanted in done:
+                slot, reply = done.pop(wanted)
+                yield Result(asked.pop(wanted), reply, self._slot(slot))
+                free.append(slot)
+                wanted += 1
+                continue
+            if wanted == following:
+                return
+            for number, slot, reply in self._collect(asked):
+                done[number] = (slot, reply)
+
+    def alone(self, request: bytes, slot: memoryview) -> bytes | None:
+        """Do one request in a process of its own, into a slot that a result came with; None if it dies."""
+        read_end, write_end = os.pipe()
+        pid = os.fork()
+        if not pid:
+            self._become_child()
+            os.close(read_end)
+            _answer(self._job, write_end, 0, request, slot)
+            os._exit(0)
+        os.close(write_end)
+        try:
+            answer = _read_answer(read_end)
+        finally:
+            os.close(read_end)
+            os.waitpid(pid, 0)
+        return None if answer is None else _reply_of(answer)
+
+    # One worker
+
+    def _slot(self, number: int) -> memoryview:
+        return self._memory[number * self._slot_bytes : (number + 1) * self._slot_bytes]
+
+    def _send(self, worker: _Worker, number: int, slot: int, request: bytes) -> None:
+        worker.pending.append((number, slot))
+        # Shorter than a pipe's buffer, and at most _DEPTH of them: this does not block. A worker that is gone
+        # is noticed when its reply is read.
+        with contextlib.suppress(BrokenPipeError):
+            _write_all(worker.requests, _HEADER.pack(slot, _OK, len(request)) + request)
+
+    def _collect(self, asked: dict[int, bytes]) -> list[tuple[int, int, bytes | None]]:
+        """Wait for at least one answer."""
+        poll = select.poll()
+        by_descriptor = {worker.replies: worker for worker in self._workers if worker.pending}
+        for descriptor in by_descriptor:
+            poll.register(descriptor, select.POLLIN)
+        collected: list[tuple[int, int, bytes | None]] = []
+        for descriptor, _ in poll.poll():
+            worker = by_descriptor[descriptor]
+            answer = _read_answer(descriptor)
+            number, slot = worker.pending.popleft()
+            if answer is not None:
+                collected.append((number, slot, _reply_of(answer)))
+                continue
+            # It died over this request; what it had not begun goes to its successor.
+            collected.append((number, slot, None))
+            self._reap(worker)
+            successor = self._fork()
+            self._workers[self._workers.index(worker)] = successor
+            for other, other_slot in worker.pending:
+                self._send(successor, other, other_slot, asked[other])
+        return collected
+
+    def _fork(self) -> _Worker:
+        request_read, request_write = os.pipe()
+        reply_read, reply_write = os.pipe()
+        pid = os.fork()
+        if pid:
+            os.close(request_read)
+            os.close(reply_write)
+            return _Worker(pid, request_write, reply_read, deque())
+        self._become_child()
+        os.close(request_write)
+        os.close(reply_read)
+        while (message := _read_answer(request_read)) is not None:
+            slot, _, request = message
+            _answer(self._job, reply_write, slot, request, self._slot(slot))
+        os._exit(0)
+
+    def _become_child(self) -> None:
+        """Leave the parent's signal handlers and pipes behind."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        for worker in self._workers:
+            for descriptor in (worker.requests, worker.replies):
+                with contextlib.suppress(OSError):  # one that is being replaced
+                    os.close(descriptor)
+
+    def _reap(self, worker: _Worker) -> None:
+        os.close(worker.requests)
+        os.close(worker.replies)
+        os.waitpid(worker.pid, 0)
+
+
+def _answer(job: Job, descriptor: int, slot: int, request: bytes, memory: memoryview) -> None:
+    """Do the job and write its reply; an exception becomes an answer too."""
+    status = _OK
+    try:
+        reply = job(request, memory)
+    except BaseException as error:  # the edge of this process: told to the parent, which raises it
+        status, reply = _FAILED, f"{type(error).__name__}: {error}".encode()
+    try:
+        _write_all(descriptor, _HEADER.pack(slot, status, len(reply)) + reply)
+    except OSError:
+        os._exit(1)  # the parent is gone
+
+
+def _reply_of(answer: tuple[int, int, bytes]) -> bytes:
+    _, status, reply = answer
+    if status != _OK:
+        raise WorkerFailed(reply.decode("utf-8", "replace"))
+    return reply
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _read_answer(descriptor: int) -> tuple[int, int, bytes] | None:
+    """One message; None at the end of the pipe, also in the middle of a message."""
+    header = _read_exactly(descriptor, _HEADER.size)
+    if header is None:
+        return None
+    slot, status, length = _HEADER.unpack(header)
+    body = _read_exactly(descriptor, length)
+    return None if body is None else (slot, status, body)
+
+
+def _read_exactly(descriptor: int, length: int) -> bytes | None:
+    parts = []
+    while length:
+        part = os.read(descriptor, length)
+        if not part:
+            return None
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)

@@ -18,6 +18,9 @@ __all__ = ["main"]
 NOT_ARMED_EXIT_CODE = 3
 """As systemctl status for a unit that is not active (LSB: program is not running)."""
 
+INTERRUPTED_EXIT_CODE = 130
+"""As a shell reports SIGINT."""
+
 _EPILOG = """exit codes: 0 success; 1 internal error; 2 wrong usage; 3 status: not armed;
 10 bad configuration or option; 20 to 30 the crash kernel cannot be loaded (see REASON of status);
 40 a dump file is damaged or none; 41 a file cannot be written; 42 no room; 43 a dump is not sound;
@@ -79,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED_EXIT_CODE
 
 
 if __name__ == "__main__":

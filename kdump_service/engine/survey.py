@@ -22,7 +22,7 @@ from kdump_service.vmcore.page_source import PageSource
 __all__ = ["Survey", "survey_everything", "survey_pages"]
 
 _CHUNK_BYTES = CHUNK_PAGES // 8
-_REPLY = struct.Struct(f"<{len(PageClass)}qqqq")
+_REPLY = struct.Struct(f"<{len(PageClass)}qqqqq")
 
 
 @dataclass
@@ -67,13 +67,17 @@ def survey_pages(
     page_filter = PageFilter(source, MemMap(AddressSpace(image)), classifier)
     result = Survey(level, PfnBitmap(source.end_pfn), PfnBitmap(source.end_pfn))
     excluded = np.zeros(len(PageClass), np.int64)
-    group_end = judged_pages = 0
+    group_end = group_class = judged_pages = 0
 
     def judge(request: bytes, slot: memoryview) -> bytes:
         verdict = page_filter.chunk(int.from_bytes(request, "little"))
         slot[:_CHUNK_BYTES] = np.packbits(verdict.kept, bitorder="little").tobytes()
         return _REPLY.pack(
-            *verdict.excluded.tolist(), verdict.group_end, verdict.unreadable_pages, verdict.judged_pages
+            *verdict.excluded.tolist(),
+            verdict.group_end,
+            verdict.group_class,
+            verdict.unreadable_pages,
+            verdict.judged_pages,
         )
 
     requests = (chunk.to_bytes(8, "little") for chunk in range(chunks_of(source.end_pfn)))
@@ -87,7 +91,7 @@ def survey_pages(
                 bits = source.present(chunk)
                 result.unreadable_struct_pages += int(np.count_nonzero(bits))
             else:
-                *counts, end, unreadable, judged = _REPLY.unpack(outcome.reply)
+                *counts, end, end_class, unreadable, judged = _REPLY.unpack(outcome.reply)
                 judged_pages += judged
                 packed = np.frombuffer(outcome.slot, np.uint8, _CHUNK_BYTES)
                 bits = np.unpackbits(packed, bitorder="little").view(np.bool_)
@@ -95,8 +99,11 @@ def survey_pages(
                 result.unreadable_struct_pages += unreadable
                 if group_end > chunk * CHUNK_PAGES:
                     # A group of pages from before reaches in here.
+                    before = np.count_nonzero(bits)
                     fill_range(bits, chunk, chunk * CHUNK_PAGES, group_end, False)
-                group_end = max(group_end, end)
+                    excluded[group_class] += before - np.count_nonzero(bits)
+                if end > group_end:
+                    group_end, group_class = end, end_class
             result.kept.set_bits(chunk, bits)
             advance(min((chunk + 1) * CHUNK_PAGES, source.end_pfn), source.end_pfn)
     if not judged_pages and len(result.kept) and not result.unreadable_struct_pages:

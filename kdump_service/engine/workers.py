@@ -123,10 +123,12 @@ class WorkerPool:
         read_end, write_end = os.pipe()
         pid = os.fork()
         if not pid:
-            self._become_child()
-            os.close(read_end)
-            _answer(self._job, write_end, 0, request, slot)
-            os._exit(0)
+            try:
+                self._become_child()
+                os.close(read_end)
+                _answer(self._job, write_end, 0, request, slot)
+            finally:
+                os._exit(0)  # whatever happens: the parent's code must not go on here
         os.close(write_end)
         try:
             answer = _read_answer(read_end)
@@ -163,9 +165,10 @@ class WorkerPool:
                 continue
             # It died over this request; what it had not begun goes to its successor.
             collected.append((number, slot, None))
+            self._workers.remove(worker)  # the successor's pipes get the numbers of its descriptors
             self._reap(worker)
             successor = self._fork()
-            self._workers[self._workers.index(worker)] = successor
+            self._workers.append(successor)
             for other, other_slot in worker.pending:
                 self._send(successor, other, other_slot, asked[other])
         return collected
@@ -178,22 +181,23 @@ class WorkerPool:
             os.close(request_read)
             os.close(reply_write)
             return _Worker(pid, request_write, reply_read, deque())
-        self._become_child()
-        os.close(request_write)
-        os.close(reply_read)
-        while (message := _read_answer(request_read)) is not None:
-            slot, _, request = message
-            _answer(self._job, reply_write, slot, request, self._slot(slot))
-        os._exit(0)
+        try:
+            self._become_child()
+            os.close(request_write)
+            os.close(reply_read)
+            while (message := _read_answer(request_read)) is not None:
+                slot, _, request = message
+                _answer(self._job, reply_write, slot, request, self._slot(slot))
+        finally:
+            os._exit(0)  # whatever happens: the parent's code must not go on here
 
     def _become_child(self) -> None:
         """Leave the parent's signal handlers and pipes behind."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         for worker in self._workers:
-            for descriptor in (worker.requests, worker.replies):
-                with contextlib.suppress(OSError):  # one that is being replaced
-                    os.close(descriptor)
+            os.close(worker.requests)
+            os.close(worker.replies)
 
     def _reap(self, worker: _Worker) -> None:
         os.close(worker.requests)

@@ -80,7 +80,10 @@ class PageClassifier:
         self._offline_type = _page_type(info, "PAGE_OFFLINE_MAPCOUNT_VALUE")
         self._unaccepted_type = _page_type(info, "PAGE_UNACCEPTED_MAPCOUNT_VALUE")
         self._hugetlb_type = _page_type(info, "PAGE_HUGETLB_MAPCOUNT_VALUE")
-        self._head_mask = np.uint64(info.number("PG_head_mask") if info.has("NUMBER(PG_head_mask)") else 0)
+        head_mask = info.number("PG_head_mask") if info.has("NUMBER(PG_head_mask)") else 0
+        if not 0 <= head_mask < 1 << 64:
+            raise BadVmcore(f"VMCOREINFO: NUMBER(PG_head_mask)={head_mask} is no mask of page.flags")
+        self._head_mask = np.uint64(head_mask)
         self._free_orders = (
             info.length("zone.free_area") if info.has("LENGTH(zone.free_area)") else _FREE_AREA_ORDERS
         )

@@ -33,7 +33,9 @@ class ChunkVerdict:
     excluded: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(PageClass), np.int64))
     """Frames left out, by PageClass."""
     group_end: int = 0
-    """The frame behind a group that reaches past the chunk's end, else 0: what lies before it is left out."""
+    """The frame behind the last group: what lies before it is left out, also in the next chunk."""
+    group_class: int = PageClass.KEPT
+    """PageClass of that group."""
     judged_pages: int = 0
     """Frames that have a struct page."""
     unreadable_pages: int = 0
@@ -54,28 +56,24 @@ class PageFilter:
         if not verdict.kept.any():
             return verdict
         first = number * CHUNK_PAGES
-        covered = first  # frames before this one belong to a group that was seen
         runs = self._mem_map.runs(first, first + CHUNK_PAGES)
         for pieces in _cycles(runs, self._classifier.page_bytes):
             pages = self._read_struct_pages(pieces, verdict)
             pfn = pieces[0].first_pfn
             judged = self._classifier.classify(pages, pfn)
             verdict.judged_pages += len(judged.classes)
-            covered = self._exclude(verdict, first, pfn, judged, covered)
-        verdict.group_end = covered if covered > first + CHUNK_PAGES else 0
+            self._exclude(verdict, first, pfn, judged)
         return verdict
 
-    def _exclude(
-        self, verdict: ChunkVerdict, chunk_pfn: int, first_pfn: int, judged: Verdict, covered: int
-    ) -> int:
-        """Leave out what was judged so; returns the frame up to which groups reach."""
+    def _exclude(self, verdict: ChunkVerdict, chunk_pfn: int, first_pfn: int, judged: Verdict) -> None:
+        """Leave out what was judged so."""
         start = first_pfn - chunk_pfn
         kept = verdict.kept[start : start + len(judged.classes)]
         candidates = np.flatnonzero((judged.classes != PageClass.KEPT) & kept)
-        if covered > first_pfn:
-            candidates = candidates[candidates >= covered - first_pfn]
+        if verdict.group_end > first_pfn:
+            candidates = candidates[candidates >= verdict.group_end - first_pfn]
         if not len(candidates):
-            return covered
+            return
         orders = judged.orders[candidates].astype(np.int64)
         ends = candidates + (np.int64(1) << orders)
         misaligned = ((candidates + first_pfn) & ((np.int64(1) << orders) - 1)) != 0
@@ -100,7 +98,7 @@ class PageFilter:
             before = np.count_nonzero(verdict.kept)
             fill_range(verdict.kept, chunk_pfn // CHUNK_PAGES, first_pfn + len(kept), last_end, False)
             verdict.excluded[classes[-1]] += before - np.count_nonzero(verdict.kept)
-        return max(covered, last_end)
+        verdict.group_end, verdict.group_class = last_end, int(classes[-1])
 
     def _read_struct_pages(self, pieces: list[MemMapRun], verdict: ChunkVerdict) -> NDArray[np.uint8]:
         """The struct pages of consecutive frames; those that cannot be read are zeros, which keeps frames."""

@@ -104,9 +104,11 @@ _OOPS_TITLE = re.compile(
     r"|(?:traps: )?PANIC: double fault|Bad mode in |Unhandled (?:fault|64-bit)"
 )
 _MOST_LINES_TO_TITLE = 30
-"""arm64 prints 15 lines on the abort and the page tables between what was detected and ``Internal error:``."""
+"""arm64 prints 15 lines on the abort and the page tables between the detection and ``Internal error:``."""
 _ROUND_SECONDS = 10.0
 """Hung tasks that were reported with shorter gaps were found at once; the first of them counts."""
+_REPORT_SECONDS = 600.0
+"""A report that is older is not what the panic was for; to print one can take minutes on a serial console."""
 
 
 @dataclass(frozen=True)
@@ -154,18 +156,25 @@ def _panic_event(lines: Sequence[Line], panic: int, message: str) -> _Event:
 
 
 def _begin_of_report(lines: Sequence[Line], panic: int, reason: Reason) -> int | None:
+    """The line with which it begins; None if there is none."""
     begin = None
     for index in range(panic - 1, -1, -1):
         if reason.start is None or not reason.start.match(lines[index].text):
             continue
-        if begin is not None:
-            later, earlier = lines[begin].seconds, lines[index].seconds
-            if later is None or earlier is None or not 0 <= later - earlier <= _ROUND_SECONDS:
-                break
+        if begin is None and not _within(_REPORT_SECONDS, lines[index], lines[panic], unknown=True):
+            return None
+        if begin is not None and not _within(_ROUND_SECONDS, lines[index], lines[begin], unknown=False):
+            return begin
         begin = index
         if reason.kind is not CrashKind.HUNG_TASK:
-            break
+            return begin
     return begin
+
+
+def _within(seconds: float, earlier: Line, later: Line, *, unknown: bool) -> bool:
+    if earlier.seconds is None or later.seconds is None:
+        return unknown
+    return later.seconds - earlier.seconds <= seconds
 
 
 def _oops_before(lines: Sequence[Line], panic: int, *, of_init: bool) -> _Event | None:
@@ -207,7 +216,9 @@ _ON_CPU = re.compile(r"(?:on cpu |CPU#)(\d+)")
 def _read_event(lines: Sequence[Line], event: _Event) -> CrashText:
     """The report, and where that does not tell something, what panic() printed."""
     if event.kind in _OF_SEVERAL_CPUS:
-        text = parse_crash_text(_of_cpu(lines[event.begin : event.end], event.title))
+        report = lines[event.begin : event.end]
+        text = parse_crash_text(_of_cpu(report, event.title))
+        text.modules = text.modules or parse_crash_text(report).modules
     else:
         text = parse_crash_text(_of_one_caller(lines, event.begin, event.end))
     if event.panic is None:
@@ -230,10 +241,14 @@ def _of_one_caller(lines: Sequence[Line], begin: int, end: int) -> Sequence[Line
 
 
 def _of_cpu(report: Sequence[Line], title: str) -> Sequence[Line]:
-    """From where the processor that is stuck is described, if another one tells of it."""
+    """From where the processor that is stuck is described, if other things are said before that.
+
+    A stall of RCU names it in no fixed form; the trace of RCU's own thread, which waits, may come before it.
+    """
     stuck = _ON_CPU.search(title)
+    begins = f"CPU: {stuck[1]} " if stuck else "CPU: "
     for index, line in enumerate(report):
-        if stuck and line.text.startswith(f"CPU: {stuck[1]} "):
+        if line.text.startswith(begins):
             return report[index:]
     return report
 
@@ -245,8 +260,8 @@ def _crashed_context(text: CrashText, kind: CrashKind) -> Context:
         first = contexts[0] if contexts else Context()
         missing = [] if first.frames[:1] == [text.pc_function] else [text.pc_function]
         return Context(missing + first.frames, first.entry, from_registers=True)
-    # panic() was called by what an exception or NMI led to: what that interrupted has crashed. An interrupt is
-    # a context of its own, unless it is the clock by which the watchdogs look at what they interrupt.
+    # panic() was called by what an exception or NMI led to: what that interrupted has crashed. An interrupt
+    # is a context of its own, unless it is the clock by which the watchdogs look at what they interrupt.
     leads_on = {"exception", "nmi", "interrupt"} if kind in _OF_SEVERAL_CPUS else {"exception", "nmi"}
     for context in contexts[:-1]:
         if context.entry not in leads_on:

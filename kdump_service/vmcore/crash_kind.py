@@ -42,10 +42,12 @@ class CrashKind(enum.StrEnum):
     MACHINE_CHECK = "machine-check"
     """The processor reported an error of the hardware."""
     HARDWARE_ERROR = "hardware-error"
-    """Firmware or a bus did: APEI, SError, external abort."""
+    """Firmware or a bus did: APEI, SError."""
     DOUBLE_FAULT = "double-fault"
     STACK_OVERFLOW = "stack-overflow"
+    """The calls of a task needed more than its stack."""
     STACK_CORRUPTION = "stack-corruption"
+    """A function wrote over the end of its own frame."""
     INIT_DIED = "init-died"
     """Process 1 ended."""
     NO_ROOT = "no-root"
@@ -109,7 +111,7 @@ REASONS = (
     ),
     _reason(
         CrashKind.WARNING,
-        r"(?:.*: )?panic_on_\w+ set|kasan\.fault=panic set|scheduling while atomic",
+        r"(?:.*: )?panic_on_(?:warn|kmsan) set|kasan\.fault=panic set|scheduling while atomic",
         r"WARNING: |BUG: |UBSAN: |INFO: ",
     ),
     _reason(
@@ -119,7 +121,7 @@ REASONS = (
     ),
     _reason(
         CrashKind.HARDWARE_ERROR,
-        r"Fatal hardware error|.*SError|.*synchronous external abort|.*PCI.* error|.*[Uu]ncorrect",
+        r"Fatal hardware error|.*SError|.*PCI.* error|.*[Uu]ncorrect",
         r"(?:\{\d+\})?\[Hardware Error\]: Hardware error from|SError Interrupt on CPU",
         titled_by_message=True,
     ),
@@ -131,11 +133,11 @@ REASONS = (
     ),
     _reason(
         CrashKind.STACK_OVERFLOW,
-        r"(?:kernel )?stack overflow",
+        r"(?:kernel )?stack overflow|corrupted stack end",
         r"Insufficient stack space to handle exception",
     ),
     _reason(CrashKind.DOUBLE_FAULT, r"Machine halted", r"(?:traps: )?PANIC: double fault"),
-    _reason(CrashKind.STACK_CORRUPTION, r"stack-protector|corrupted stack end"),
+    _reason(CrashKind.STACK_CORRUPTION, r"stack-protector"),
     _reason(CrashKind.INIT_DIED, r"Attempted to kill init"),
     _reason(
         CrashKind.NO_ROOT, r"VFS: Unable to mount root|No working init found|Requested init |No init found"
@@ -149,7 +151,7 @@ _SANITIZER = re.compile(r"\b(?:KASAN|KMSAN|KCSAN|KFENCE|UBSAN|kasan\.fault|panic
 _KINDS_OF_OOPS = (
     (CrashKind.STACK_OVERFLOW, re.compile(r"stack guard page|kernel stack overflow")),
     (CrashKind.DOUBLE_FAULT, re.compile(r"double fault")),
-    (CrashKind.HARDWARE_ERROR, re.compile(r"synchronous external abort|SError|Bad mode in Error")),
+    (CrashKind.HARDWARE_ERROR, re.compile(r"SError|Bad mode in Error")),
     (CrashKind.BUG, re.compile(r"kernel BUG at|Oops - BUG")),
 )
 

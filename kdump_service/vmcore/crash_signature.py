@@ -13,7 +13,7 @@
   - for a processor that is stuck waiting for a lock or for another processor: the same, above the functions
     that wait; for one that runs in a loop, where the clock strikes by chance: the outermost function that is
     no mere dispatcher;
-  - for a stack that is full: the functions that occur in the trace again and again;
+  - for a stack that is full: the functions that occur in the trace again and again, else the outermost;
   - for what has no place in the code (a request by sysrq, an NMI, a machine check, no memory): none.
 
 Where there should be a place but the log tells none, there is no signature: the rest would be the same for
@@ -65,26 +65,28 @@ _MACHINE_CHECK = re.compile(r"Bank (\d+): [0-9a-f]{12}([0-9a-f]{4})")
 PRINTS_STACK = re.compile(
     r"(__)?dump_stack(_lvl|_print_info)?|show_stack|(__)?show_regs|dump_backtrace|show_trace_log_lvl"
 )
-_IN_EVERY_CRASH = re.compile(
+_REPORTS = re.compile(
     PRINTS_STACK.pattern
-    # what reports
     + r"|_*v?panic(_saved_regs)?|nmi_panic(_self_stop)?|check_panic_on_warn|_*crash_kexec|machine_kexec"
     r"|oops_(begin|end|exit)|_*die(_body|_addr|_kernel_fault)?|__warn(_printk)?|warn_slowpath_\w+|_*report_bug"
     r"|handle_bug|fixup_bug|(do_|handle_)?invalid_op|do_error_trap|do_trap|no_context|_*bad_area\w*"
     r"|page_fault_oops|kernelmode_fixup_or_oops|(handle_)?_*bad_stack|(early_)?(bug|brk)_handler"
     r"|call_(el1_)?break_hook|_*do_kernel_fault|print_report|print_address_description\w*|_*k[acm]san_\w+"
     r"|__(asan|hwasan|ubsan|msan|tsan)_\w+|__sanitizer_\w+|ubsan_epilogue|handle_ubsan_failure"
-    r"|check_memory_region\w*|rust_helper_BUG|_R\w*(rust_begin_unwind|panicking)\w*"
-    # what the compiler calls by
+    r"|check_memory_region\w*|rust_helper_BUG|_R\w*(rust_begin_unwind|panicking)\w*|kfence_\w+"
+    # by which the compiler calls
     r"|__x86_(indirect|return)_thunk\w*|srso_\w*thunk\w*|retbleed_\w+|__fentry__"
-    # the processor's way in
+    # by which the processor enters
     r"|(asm_)?(exc|sysvec|common_interrupt|call)_\w+|(__|asm_)?common_interrupt|__sysvec_\w+|\w*page_fault"
     r"|do_user_addr_fault|(do_)?general_protection|apic_timer_interrupt|smp_\w+_interrupt|(exit|enter)ing_irq"
-    r"|ret_from_(intr|exception)|entry_\w+|_*do_(syscall|fast_syscall|int80)_\w+|x64_sys_call"
+    r"|ret_from_(intr|exception)|sysenter_\w+|int_ret_from_sys_call|system_call\w*|stub_\w+"
+    r"|entry_\w+|_*do_(syscall|fast_syscall|int80)_\w+|x64_sys_call"
     r"|(do_)?el[01]\w*|invoke_syscall|do_mem_abort|do_(translation|page|alignment|sea|tag_check)_fault"
     r"|do_debug_exception|call_on_irq_stack|do_interrupt_handler|_*irq_(exit|enter)\w*|irqentry_\w+"
-    # the lowest functions of tasks and softirqs
-    r"|ret_from_fork\w*|kthread|worker_thread|process_one_work|process_scheduled_works|kthread_worker_fn"
+)
+"""What every crash has in its trace: what reports it, and the ways into the kernel."""
+_LOWEST = re.compile(
+    r"ret_from_fork\w*|kthread|worker_thread|process_one_work|process_scheduled_works|kthread_worker_fn"
     r"|handle_softirqs|_*do_softirq\w*|__softirq\w*|run_ksoftirqd|smpboot_thread_fn|start_secondary"
     r"|secondary_startup\w*|__secondary_switched|cpu_startup_entry|do_idle|cpuidle_idle_call"
     r"|x86_64_start_\w+|start_kernel|rest_init|arch_call_rest_init|kernel_init"
@@ -101,15 +103,18 @@ _WAITS = re.compile(
 )
 _DELAYS = re.compile(r"delay_(tsc|halt\w*|loop)|__(const_)?[un]?delay|cpu_relax|native_pause|rep_nop")
 _DISPATCHES = re.compile(
-    r"_*sys_\w+|_*SYSC_\w+|_*(vfs|ksys|do)_(read|write|ioctl|open|iter|readv|writev|pread|pwrite)\w*|new_sync_\w+"
+    r"_*(compat_)?sys_\w+|_*(compat_)?SYSC_\w+|do_vfs_\w+|_*sock_(sendmsg|recvmsg|write_iter|read_iter|ioctl)\w*"
+    r"|_*(vfs|ksys|do)_(read|write|ioctl|open|iter|readv|writev|pread|pwrite)\w*|new_sync_\w+"
     r"|proc_reg_\w+|full_proxy_\w+|kernfs_fop_\w+|sysfs_kf_\w+|seq_(read|write)\w*|simple_attr_\w+"
     r"|(param|module|kobj|dev|class|drv|bus)_attr_\w+|_*handle_sysrq|do_one_initcall|do_init_module|load_module"
     r"|init_module_from_file|idempotent_init_module|call_timer_fn|expire_timers|_*run_timers?\w*|_*run_hrtimer"
     r"|_*hrtimer_\w+|_*tasklet_\w+|net_rx_action|_*napi_\w+|blk_(complete_reqs|done_softirq)|rcu_core\w*"
     r"|rcu_do_batch|\w*handle_(domain_|irq_)?(irq|event|desc)\w*|gic_\w+|_*run_irq_\w+|irq_thread\w*"
-    r"|task_work_run|_*fput|exit_to_user\w*|syscall_exit\w*|do_(group_)?exit|get_signal"
+    r"|task_work_run|_*fput|do_signal|exit_to_user\w*|syscall_exit\w*|do_(group_)?exit|get_signal"
 )
-_SYSTEM_CALL = re.compile(r"_*(?:x64|ia32|x32|arm64|se|do)_(?:compat_)?sys_(.*)|ksys_(.*)|SyS_(.*)")
+_SYSTEM_CALL = re.compile(
+    r"_*(?:x64|ia32|x32|arm64|se|do)_(?:compat_)?sys_(.*)|ksys_(.*)|(?:compat_)?SyS_(.*)"
+)
 
 # Of GCC (.isra, .constprop, .part, .cold) and Clang (.llvm, .__uniq).
 _COMPILER_SUFFIX = re.compile(r"\.(?:isra|constprop|part|cold|llvm|__uniq|lto_priv|localalias)\b.*")
@@ -133,14 +138,13 @@ def place(kind: CrashKind, call_trace: Sequence[str], all_frames: Sequence[str] 
         return []
     names = _significant(call_trace)
     if kind is CrashKind.STACK_OVERFLOW:
-        return _again_and_again(_significant(all_frames)) or names[:_FRAMES]
+        return _again_and_again(_significant(all_frames)) or _outermost(_significant(all_frames))
     if kind is CrashKind.HUNG_TASK:
         names = _above(names, _SLEEPS)
     elif kind in _STUCK:
         above = _above(names, _WAITS)
         if len(above) == len(names):
-            specific = [name for name in _above(names, _DELAYS) if not _DISPATCHES.fullmatch(name)]
-            return specific[-1:] or names[:1]
+            return _outermost(_above(names, _DELAYS))
         names = above
     return names[:_FRAMES]
 
@@ -151,10 +155,10 @@ def _significant(frames: Sequence[str]) -> list[str]:
         name = plain_function(frame)
         if call := _SYSTEM_CALL.fullmatch(name):
             name = "sys_" + next(filter(None, call.groups()), "")
-        if not _IN_EVERY_CRASH.fullmatch(name) and names[-1:] != [name]:
+        if not _REPORTS.fullmatch(name) and names[-1:] != [name]:
             names.append(name)
-    # A thread of the kernel's own that does the wrong thing in its lowest function.
-    return names or [plain_function(frame) for frame in frames if not PRINTS_STACK.fullmatch(frame)]
+    # All have the lowest functions; but if there are no others, it was there.
+    return [name for name in names if not _LOWEST.fullmatch(name)] or names
 
 
 def _above(names: list[str], innermost: re.Pattern[str]) -> list[str]:
@@ -163,6 +167,11 @@ def _above(names: list[str], innermost: re.Pattern[str]) -> list[str]:
         if not innermost.fullmatch(name):
             return names[number:]
     return names
+
+
+def _outermost(names: list[str]) -> list[str]:
+    """The lowest function that is no mere dispatcher."""
+    return [name for name in names if not _DISPATCHES.fullmatch(name)][-1:] or names[:1]
 
 
 def _again_and_again(names: Sequence[str]) -> list[str]:
@@ -179,7 +188,8 @@ _POINTER = r"\(?(?:0x)?(?:[0-9a-f]{12,16}\b|\((?:null|ptrval|_+ptrval_+)\))\)?:?
 _ADDRESS = re.compile(
     r" \(stack is [^)]*\)"
     r"|,? (?:address:|at virtual address) (?:0x)?[0-9a-f]+\b"
-    rf"|,?(?: (?:address:|at virtual address|for address:|at|addr))? {_POINTER}"
+    r"|,? at 0x[0-9a-f]+$"
+    rf"|,?(?: (?:address:|at virtual address|for address:|at|addr))? +{_POINTER}"
 )
 _WHO = re.compile(r"CPU: \d+ PID: -?\d+ |, CPU#\d+: .*")
 _COMPARABLE = (

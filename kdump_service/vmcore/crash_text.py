@@ -41,6 +41,8 @@ _TRACE_END = re.compile(r"---\[ |Modules linked in:|Kernel panic|CPU: \d+ |={20}
 _MOST_FOREIGN_LINES = 20
 """Lines of other processors between those of a trace."""
 _MOST_FRAMES = 256
+_MOST_CHARACTERS = 2048
+"""Of a line: twice what printk stores (PRINTKRB_RECORD_MAX). What is longer is damage."""
 
 # The code by which the processor entered the kernel is the last frame of a context.
 _ENTRIES = {
@@ -110,13 +112,14 @@ def lines_of(log: Iterable[str | LogRecord]) -> Iterator[Line]:
         if isinstance(item, LogRecord):
             if item.facility == 0:
                 for text in item.text.split("\n"):
-                    yield Line(text, item.caller_id, item.timestamp_nsec / 1e9)
+                    yield Line(text[:_MOST_CHARACTERS], item.caller_id, item.timestamp_nsec / 1e9)
             continue
         for text in item.rstrip("\n").split("\n"):
             stamp = _PREFIX.match(text)
             if stamp:
                 caller, seconds = stamp[2] or "", float(stamp[1])
-            yield Line(text[stamp.end() :] if stamp else text, caller, seconds)
+            begin = stamp.end() if stamp else 0
+            yield Line(text[begin : begin + _MOST_CHARACTERS], caller, seconds)
 
 
 def parse_crash_text(lines: Sequence[Line]) -> CrashText:

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from kdump_service.errors import BadVmcore
 from kdump_service.pfn import CHUNK_PAGES, BoolArray, fill_range
-from kdump_service.vmcore.elf import ProgramHeader
 from kdump_service.vmcore.reader import Vmcore
 
 __all__ = ["ElfPages", "PageSource"]
@@ -42,28 +40,15 @@ class PageSource(Protocol):
         """Fill ``target`` with the contents of present frames. Raises OSError or BadVmcore."""
 
 
-@dataclass(frozen=True)
-class _Extent:
-    """Physical memory that stands in one piece in the file."""
-
-    start: int
-    end: int
-    offset: int
-
-
 class ElfPages:
-    """The pages of an ELF core.
-
-    Segments may overlap: the kernel's own text stands in the direct mapping too. They then show the same
-    memory, and the first in order of address is taken.
-    """
+    """The pages of an ELF core."""
 
     def __init__(self, core: Vmcore) -> None:
         """Raises BadVmcore if the segments claim more than any machine has."""
         self._core = core
         self.page_bytes = core.page_bytes
         self._memory = list(_merged((load.physical_address, load.memory_bytes) for load in core.loads))
-        self._extents = list(_extents(core.loads))
+        self._extents = core.extents
         self._starts = [extent.start for extent in self._extents]
         self._file = list(_merged((extent.start, extent.end - extent.start) for extent in self._extents))
         last = max((end for _, end in self._memory), default=0)
@@ -124,13 +109,3 @@ def _merged(pieces: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
         current = (start, start + length)
     if current is not None:
         yield current
-
-
-def _extents(loads: list[ProgramHeader]) -> Iterable[_Extent]:
-    covered = 0
-    for load in sorted(loads, key=lambda load: load.physical_address):
-        start, end = load.physical_address, load.physical_address + load.file_bytes
-        first = max(start, covered)
-        if first < end:
-            yield _Extent(first, end, load.offset + first - start)
-            covered = end

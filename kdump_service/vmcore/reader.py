@@ -23,7 +23,7 @@ from kdump_service.errors import BadVmcore
 from kdump_service.vmcore import elf
 from kdump_service.vmcore.vmcoreinfo import VmcoreInfo
 
-__all__ = ["PAGE_BYTES", "ByteSource", "PlainFile", "Vmcore", "Window"]
+__all__ = ["PAGE_BYTES", "ByteSource", "Extent", "PlainFile", "Vmcore", "Window"]
 
 PAGE_BYTES = mmap.PAGESIZE
 """Page size of the kernel that runs now; mappings and segments are aligned to it."""
@@ -86,6 +86,29 @@ class Window:
     length: int
     data: memoryview | None
     """None where these bytes cannot be read."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Physical memory that stands in one piece in the file.
+
+    Segments may overlap: the kernel's own text stands in the direct mapping too. They then show the same
+    memory, and the first in order of address is taken; extents do not overlap.
+    """
+
+    start: int
+    end: int
+    offset: int
+
+
+def _extents(loads: list[elf.ProgramHeader]) -> Iterator[Extent]:
+    covered = 0
+    for load in sorted(loads, key=lambda load: load.physical_address):
+        start, end = load.physical_address, load.physical_address + load.file_bytes
+        first = max(start, covered)
+        if first < end:
+            yield Extent(first, end, load.offset + first - start)
+            covered = end
 
 
 class Vmcore:
@@ -159,15 +182,13 @@ class Vmcore:
         """Bytes of the crashed machine's memory. Raises BadVmcore where the core does not have them."""
         parts = []
         while length > 0:
-            for load in self.loads:
-                start = address - load.physical_address
-                if 0 <= start < load.file_bytes:
-                    break
-            else:
+            index = bisect_right(self._extent_starts, address) - 1
+            if index < 0 or address >= self.extents[index].end:
                 raise BadVmcore(f"physical address {address:#x} is in no segment of the core")
-            take = min(length, load.file_bytes - start)
+            extent = self.extents[index]
+            take = min(length, extent.end - address)
             try:
-                part = self.read(load.offset + start, take)
+                part = self.read(extent.offset + address - extent.start, take)
             except OSError as error:
                 raise BadVmcore(f"physical address {address:#x} cannot be read: {error.strerror}") from error
             if len(part) < take:
@@ -250,6 +271,9 @@ class Vmcore:
         self.notes = elf.parse_notes(self.header.byte_order, self.note_segment)
         contents = [note.content for note in self.notes if note.name == "VMCOREINFO"]
         self.vmcoreinfo = VmcoreInfo(contents[0] if contents else b"")
+        self.extents = list(_extents(self.loads))
+        """In order; see Extent."""
+        self._extent_starts = [extent.start for extent in self.extents]
         self._borders = self._mapping_borders()
 
     def _mapping_borders(self) -> list[int]:

@@ -17,7 +17,18 @@ from kdump_service.vmcore.page_source import ElfPages, PageSource
 from kdump_service.vmcore.reader import Vmcore
 from tests.builders.elf_core import PAGE, ElfCore, Segment
 
-__all__ = ["DIRECT", "TEXT", "FileSink", "SinkFull", "bitmap", "page", "plan_of", "small_core", "write_pages"]
+__all__ = [
+    "DIRECT",
+    "TEXT",
+    "FileSink",
+    "SinkFull",
+    "bitmap",
+    "page",
+    "plan_of",
+    "small_core",
+    "write_elf",
+    "write_pages",
+]
 
 DIRECT = 0xFFFF888000000000
 TEXT = 0xFFFFFFFF81000000
@@ -135,3 +146,7 @@ class FileSink(Sink):
         """See Sink."""
         self._call()
         self._file.truncate(size_bytes)
+
+    def close(self) -> None:
+        """Done with it."""
+        self._file.close()

@@ -48,28 +48,35 @@ def test_sysrq(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
     # The log that was saved first is, to the letter, the one that crash finds in the memory.
     assert log.rstrip("\n").split("\n") == crash.log
     assert dump.record["panic_message"] == crash.panic_message
-
-    gdb = opened.gdb()
-    assert gdb.release == first.release
-    assert gdb.threads == 2
-    assert "__crash_kexec" in gdb.crashed_frames
+    identity = {name: dump.record[name] for name in ("crash_kind", "crash_task", "crash_pid")}
+    assert identity == {"crash_kind": "sysrq", "crash_task": PLANTED_COMMAND, "crash_pid": drgn.pid}
+    assert "write_sysrq_trigger" in dump.record["call_trace"]
+    # What belongs to processes is left out.
+    assert dump.record["excluded_pages"]["user"] > 1000
 
 
 def test_null_dereference(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
-    with machine_factory() as machine:
-        machine.wait_for_boot()
+    """An oops; and the dump as an ELF core, which gdb opens too."""
+    with machine_factory(files={"/etc/kdump-service.conf.d/test.conf": b"[Dump]\nFormat=elf\n"}) as machine:
+        first = machine.wait_for_boot()
         machine.wait_until_armed()
         machine.crash("null_dereference")
         machine.wait_for_boot()
         [dump] = machine.dumps()
         assert dump.record["state"] == "complete"
         opened = open_dump(machine, dump)
+    assert dump.record["crash_kind"] == "oops"
+    assert dump.record["call_trace"][0] == "kdump_test_null_dereference"
     named = {"kdump_test_null_dereference", "kdump_test_caller", "trigger_set"}
     drgn = opened.drgn(PLANTED_COMMAND)
     assert "NULL pointer dereference" in drgn.panic_message
     assert drgn.comm == PLANTED_COMMAND
     assert named <= set(drgn.stack)
     assert named <= set(opened.crash(PLANTED_COMMAND).stack)
+    gdb = opened.gdb()
+    assert gdb.release == first.release
+    assert gdb.threads == 2
+    assert "__crash_kexec" in gdb.crashed_frames
 
 
 def test_nmi(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
@@ -88,7 +95,7 @@ def test_nmi(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
 
 def test_busy_and_lz4(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
     """A machine that writes, reads, forks and computes when it dies; and the dump in LZ4 frames."""
-    files = {"/etc/kdump-service.conf.d/test.conf": b"[Dump]\nCompression=lz4\n"}
+    files = {"/etc/kdump-service.conf.d/test.conf": b"[Dump]\nFormat=elf\nCompression=lz4\n"}
     with machine_factory(files=files) as machine:
         machine.wait_for_boot()
         machine.wait_until_armed()

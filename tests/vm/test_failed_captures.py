@@ -3,24 +3,44 @@
 
 import pytest
 
-from .conftest import MachineFactory
+from .conftest import MachineFactory, OpenDumpOf
+from .machine import PLANTED_COMMAND
 
+CONFIG = "/etc/kdump-service.conf.d/test.conf"
+SLOW = b"[Dump]\nContents=everything\nCompressionLevel=12\n"
 FALLBACK = "/var/lib/kdump-service/crash"
 ROOT = b"/dev/vda / ext4 errors=remount-ro 0 1\n"
+
+
+def test_target_has_room_for_the_kernel_only(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
+    everything = b"[Dump]\nContents=everything\nCompression=none\n"
+    with machine_factory(files={CONFIG: everything}) as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        # Besides KeepFree= (128M).
+        machine.run("fallocate -l $(($(stat -f -c '%a * %S' /) - (300 << 20))) /filler && sync")
+        machine.crash("sysrq")
+        machine.wait_for_boot()
+        [dump] = machine.dumps()
+        assert dump.record["state"] == "complete"
+        assert dump.record["dump_level"] == 31
+        assert [problem["reason"] for problem in dump.record["problems"]] == ["stepped-down"]
+        opened = open_dump(machine, dump)
+    assert opened.drgn(PLANTED_COMMAND).comm == PLANTED_COMMAND
 
 
 def test_target_full(machine_factory: MachineFactory) -> None:
     with machine_factory() as machine:
         machine.wait_for_boot()
         machine.wait_until_armed()
-        # Room for KeepFree= (128M) and a part of the image.
-        machine.run("fallocate -l $(($(stat -f -c '%a * %S' /) - (200 << 20))) /filler && sync")
+        machine.run("fallocate -l $(($(stat -f -c '%a * %S' /) - (132 << 20))) /filler && sync")
         machine.crash("sysrq")
         machine.wait_for_boot()
         [dump] = machine.dumps()
-        assert dump.record["state"] == "incomplete"
-        assert "target-full" in [problem["reason"] for problem in dump.record["problems"]]
-        assert sorted(dump.files) == ["dmesg.txt", "record.json", "vmcore.incomplete"]
+        assert dump.record["state"] == "failed"
+        assert [problem["reason"] for problem in dump.record["problems"]] == ["target-full"]
+        assert sorted(dump.files) == ["dmesg.txt", "record.json"]
+        assert dump.record["panic_message"] == "Kernel panic - not syncing: sysrq triggered crash"
 
 
 def test_target_read_only(machine_factory: MachineFactory) -> None:
@@ -43,13 +63,12 @@ def test_target_read_only(machine_factory: MachineFactory) -> None:
 @pytest.mark.parametrize("blow", ["kill", "panic"])
 def test_cut_off_half_way(machine_factory: MachineFactory, blow: str) -> None:
     """The capture process is killed, or the capture kernel panics itself, while the image is written."""
-    with machine_factory(agent_in_capture=True) as machine:
+    with machine_factory(agent_in_capture=True, files={CONFIG: SLOW}) as machine:
         machine.wait_for_boot()
         machine.wait_until_armed()
         machine.crash("sysrq")
         machine.wait_for_boot("capture")
-        # By what is stored: the file has its full length from the start.
-        machine.wait_until("test $(du -sm /var/crash | cut -f1) -ge 64", timeout_sec=90)
+        machine.wait_until("test $(du -sm /var/crash | cut -f1) -ge 16", timeout_sec=90)
         if blow == "kill":
             machine.spawn("systemctl kill --signal=KILL kdump-capture.service")
         else:

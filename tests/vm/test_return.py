@@ -77,7 +77,10 @@ def test_target_disk_is_missing(machine_factory: MachineFactory) -> None:
 def test_capture_that_stalls(machine_factory: MachineFactory) -> None:
     """No bytes move: the watchdog of the unit ends it. Its time is cut from two minutes to five seconds."""
     impatient = b"[Service]\nWatchdogSec=5s\nTimeoutStopSec=2s\n"
-    files = {"/etc/systemd/system/kdump-capture.service.d/test.conf": impatient}
+    files = {
+        "/etc/systemd/system/kdump-capture.service.d/test.conf": impatient,
+        "/etc/kdump-service.conf.d/test.conf": b"[Dump]\nContents=everything\nCompressionLevel=12\n",
+    }
     with machine_factory(agent_in_capture=True, files=files) as machine:
         machine.wait_for_boot()
         machine.wait_until_armed()

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from kdump_service.dumpfile.elf_writer import ElfWriter, batches_of
+from kdump_service.dumpfile.flattened import FlattenedSink
+from kdump_service.dumpfile.kdump_writer import Identity, KdumpWriter
+from kdump_service.dumpfile.lz4_file import Lz4ElfWriter, encode_lz4_frame
+from kdump_service.dumpfile.open_image import open_image
+from kdump_service.dumpfile.page_codec import page_codec
+from kdump_service.dumpfile.sink import DumpWriter, Sink
+from kdump_service.errors import BadVmcore
+from kdump_service.pfn import PfnBitmap
+from kdump_service.vmcore.page_source import ElfPages
+from kdump_service.vmcore.reader import Vmcore
+from tests.builders.elf_core import PAGE
+from tests.unit.small_core import FileSink, bitmap, page, plan_of, small_core, write_pages
+
+KEPT = [0x100, 0x105, 0x1FF]
+
+
+@dataclass
+class _Frames:
+    level: int
+    existing: PfnBitmap
+    kept: PfnBitmap
+
+
+def _write(source: Path, kind: str, sink: Sink, *, complete: bool = True) -> None:
+    with Vmcore(source) as core:
+        plan, kept = plan_of(core, KEPT)
+        pages = ElfPages(core)
+        writer: DumpWriter
+        if kind == "kdump":
+            identity = Identity({"machine": "x86_64"}, 0, 0, 1, core.note_segment, (0, 0))
+            frames = _Frames(31, bitmap(range(0x100, 0x200), 0x200), kept)
+            writer = KdumpWriter(sink, identity, frames, PAGE, page_codec("none"))
+            write_pages(writer, pages, kept.runs())
+        elif kind == "lz4":
+            writer = Lz4ElfWriter(sink, plan)
+            write_pages(writer, pages, batches_of(plan, kept), encode_lz4_frame)
+        else:
+            writer = ElfWriter(sink, plan)
+            write_pages(writer, pages, batches_of(plan, kept))
+        writer.finish(complete=complete)
+
+
+@pytest.fixture(name="source")
+def _source(tmp_path: Path) -> Path:
+    return small_core(tmp_path / "core", [(0x100, 0x100)])
+
+
+@pytest.fixture(name="descriptors", autouse=True)
+def _descriptors() -> Iterator[None]:
+    """Whatever happens, no file stays open."""
+    before = _open_descriptors()
+    yield
+    assert _open_descriptors() == before
+
+
+def _open_descriptors() -> set[str]:
+    return {each.name for each in Path("/proc/self/fd").iterdir()}
+
+
+@pytest.mark.parametrize("wrapping", ["", "flattened"])
+@pytest.mark.parametrize("kind", ["elf", "kdump", "lz4"])
+def test_formats(source: Path, tmp_path: Path, kind: str, wrapping: str) -> None:
+    target = tmp_path / "dump"
+    if wrapping:
+        stream = io.BytesIO()
+        sink = FlattenedSink(stream)
+        _write(source, kind, sink)
+        sink.close()
+        target.write_bytes(stream.getvalue())
+    else:
+        file = FileSink(target)
+        _write(source, kind, file)
+        file.close()
+    if (kind, wrapping) == ("lz4", "flattened"):
+        with pytest.raises(BadVmcore, match="has an unknown format within flattened"):
+            open_image(target)
+        return
+    with open_image(target) as opened:
+        assert opened.format == ("kdump" if kind == "kdump" else "elf")
+        assert opened.wrapping == ("lz4" if kind == "lz4" else wrapping)
+        assert not opened.incomplete
+        assert opened.image.page_bytes == PAGE
+        assert opened.image.read_physical(0x105 * PAGE, PAGE) == page(0x105)
+        buffer = memoryview(bytearray(PAGE))
+        opened.pages.read_pages(0x1FF, 1, buffer)
+        assert buffer == page(0x1FF)
+
+
+@pytest.mark.parametrize("kind", ["elf", "kdump", "lz4"])
+def test_what_is_not_complete_says_so(source: Path, tmp_path: Path, kind: str) -> None:
+    sink = FileSink(tmp_path / "dump")
+    _write(source, kind, sink, complete=False)
+    sink.close()
+    with open_image(tmp_path / "dump") as opened:
+        assert opened.incomplete
+
+
+def test_a_truncated_flattened_file(source: Path, tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    sink = FlattenedSink(stream)
+    _write(source, "elf", sink)  # no end record
+    (tmp_path / "dump").write_bytes(stream.getvalue())
+    with pytest.raises(BadVmcore, match="dump: is truncated"):
+        open_image(tmp_path / "dump")
+    with open_image(tmp_path / "dump", truncated_ok=True) as opened:
+        assert opened.incomplete
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "hint"),
+    [
+        (b"", "is empty", ""),
+        (b"\x7fELF", "ends after 4 bytes, within the ELF header", ""),
+        (b"KDUMP   ", "ends after 8 bytes, within the header", ""),
+        (b"makedumpfile\0\0\0\0", "ends after 16 bytes, within the header of the flattened format", ""),
+        (b"\x04\x22\x4d\x18", "ends within the LZ4 frame at offset 0x0", ""),
+        (b"\x02\x21\x4c\x18rest", "compressed with the legacy format of lz4", "Unpack it with lz4 -d first."),
+        (gzip.compress(b"x"), "is compressed with gzip", "Unpack it with gzip -d first."),
+        (zstandard.compress(b"x"), "is compressed with zstd", "Unpack it with zstd -d first."),
+        (lzma.compress(b"x"), "is compressed with xz", "Unpack it with xz -d first."),
+        (bz2.compress(b"x"), "is compressed with bzip2", "Unpack it with bzip2 -d first."),
+        (
+            b"#!/bin/sh\n",
+            "begins with 23 21 2f 62 69 6e 2f 73 68 0a, which is no known format",
+            "Known are ELF",
+        ),
+        (
+            struct.pack(">16sqq", b"makedumpfile", 1, 1).ljust(4096, b"\0")
+            + struct.pack(">qq3s", 0, 3, b"abc")
+            + struct.pack(">qq", -1, -1),
+            "has an unknown format within flattened: begins with 61 62 63",
+            "Known are ELF",
+        ),
+    ],
+)
+def test_what_cannot_be_opened(tmp_path: Path, content: bytes, message: str, hint: str) -> None:
+    path = tmp_path / "dump"
+    path.write_bytes(content)
+    with pytest.raises(BadVmcore, match=message) as caught:
+        open_image(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert caught.value.hint.startswith(hint)
+    with pytest.raises(FileNotFoundError):
+        open_image(tmp_path / "none")

@@ -12,7 +12,7 @@ PREFIX ?= /usr
 PYTHON_SITE ?= $(PREFIX)/lib/python3/dist-packages
 VENV := .venv
 
-.PHONY: help setup lint test test-unit test-vm demo install clean
+.PHONY: help setup lint test test-unit test-vm demo bench install clean
 
 help:
 	@echo "make setup       install what is needed (apt) and make .venv"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-unit   only those that need neither root nor a virtual machine"
 	@echo "make test-vm     only those in virtual machines"
 	@echo "make lint        linters and type checks"
+	@echo "make bench       measure against makedumpfile: hours; BENCH=--quick: three minutes"
 	@echo "make install     install to DESTDIR as a Debian package would"
 
 # --- setup ---------------------------------------------------------------------------------------------------
@@ -50,6 +51,10 @@ test: setup
 
 demo: setup
 	@$(VENV)/bin/python -m tests.vm.demo
+
+# BENCH: its options; BENCH=--help lists them.
+bench: setup
+	@$(VENV)/bin/python -m tests.bench $(BENCH)
 
 # --- installation --------------------------------------------------------------------------------------------
 

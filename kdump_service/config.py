@@ -119,8 +119,8 @@ SETTINGS: tuple[Setting, ...] = (
             "log: the kernel's log, no memory. kernel: memory that the kernel itself uses. user: that, and "
             "the memory of processes. everything: also the page cache and free memory."),
     Setting("Dump", "DumpLevel", "dump_level", _number(0, MOST_LEVEL), "", "",
-            "What to leave out, as makedumpfile -d counts it; instead of Contents=. Sum of: 1 pages of zeros, "
-            "2 cache without private data, 4 all page cache, 8 memory of processes, 16 free memory."),
+            "What to leave out, as makedumpfile -d counts it; instead of Contents=. Sum of: 1 zeros, 2 page "
+            "cache without private data, 4 all page cache, 8 memory of processes, 16 free memory."),
     Setting("Dump", "Format", "format", _one_of(*COMPRESSIONS_OF), "kdump", "",
             "kdump: each page compressed, opens in crash and drgn. elf: opens in crash, drgn and gdb."),
     Setting("Dump", "Compression", "compression", _one_of("auto", *_COMPRESSIONS), "auto", "",

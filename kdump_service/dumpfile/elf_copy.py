@@ -50,8 +50,8 @@ class ElfCopyWriter:
         sink.set_size(source_bytes)
 
     def write(self, offset: int, data: memoryview) -> int:
-        """Take the source's bytes from ``offset``; calls come in order. Returns how many bytes were in pages of
-        zeros."""
+        """Take the source's bytes from ``offset``; calls come in order. Returns how many bytes were in pages
+        of zeros."""
         if offset == 0:
             self._sink.write_at(0, with_incomplete_flag(self._header, bytes(data)))
             return 0

@@ -87,7 +87,7 @@ class ElfPlan:
         encoding = elf.ELFDATA2LSB if self.byte_order == "<" else elf.ELFDATA2MSB
         ident = b"\x7fELF" + bytes([elf.ELFCLASS64, encoding, _EV_CURRENT])
         return struct.pack(
-            self.byte_order + elf._EHDR,
+            self.byte_order + elf.EHDR,
             ident,
             elf.ET_CORE,
             self.machine,
@@ -106,7 +106,7 @@ class ElfPlan:
 
     def head(self, *, incomplete: bool) -> bytes:
         """All that stands before the pages."""
-        pack = struct.Struct(self.byte_order + elf._PHDR).pack
+        pack = struct.Struct(self.byte_order + elf.PHDR).pack
         size = len(self.notes)
         parts = [self.elf_header(incomplete=incomplete)]
         parts.append(pack(elf.PT_NOTE, 0, self.notes_offset, 0, 0, size, size, 0))

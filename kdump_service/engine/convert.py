@@ -107,7 +107,11 @@ def convert_file(
         sink = FileSink(target, replace=replace)
         try:
             outer = FlattenedSink(sink.stream()) if flattened else None
-            writer = dump.write(outer or sink, lambda done, total: progress("Writing", done, total))
+            writer = dump.write(
+                outer or sink,
+                lambda done, total: progress("Writing", done, total),
+                of_incomplete=opened.incomplete,
+            )
             _account(result, dump)
             complete = not dump.written.lost_pages and not opened.incomplete
             if outer is not None:
@@ -140,7 +144,9 @@ def convert_to_stream(
     with open_image(source) as opened:
         result, _, dump = _prepare(opened, options, progress)
         sink = FlattenedSink(stream) if flattened else StreamSink(stream)
-        writer = dump.write(sink, lambda done, total: progress("Writing", done, total))
+        writer = dump.write(
+            sink, lambda done, total: progress("Writing", done, total), of_incomplete=opened.incomplete
+        )
         _account(result, dump)
         writer.finish(complete=not dump.written.lost_pages and not opened.incomplete)
         sink.close()

@@ -96,13 +96,12 @@ def _uts_names(image: MemoryImage) -> dict[str, str]:
         data = AddressSpace(image).read(info.symbol("init_uts_ns") + offset, len(names) * _UTS_NAME_BYTES)
     except BadVmcore:
         return told
+    read = {}
     for index, name in enumerate(names):
         field_bytes = data[index * _UTS_NAME_BYTES : (index + 1) * _UTS_NAME_BYTES]
-        text = field_bytes.split(b"\0")[0].decode("utf-8", "replace")
-        if name == "release" and text != info.release:
-            return told  # not the structure that it was taken for
-        told[name] = text
-    return told
+        read[name] = field_bytes.split(b"\0")[0].decode("utf-8", "replace")
+    # Else it is not the structure that it was taken for.
+    return read if read["release"] == info.release else told
 
 
 class Dump:
@@ -148,8 +147,12 @@ class Dump:
         head = self.head_bytes
         return Prediction(head + data.expected_bytes, head + data.at_most_bytes)
 
-    def write(self, sink: Sink, advance: Advance = lambda done, total: None) -> DumpWriter:
+    def write(
+        self, sink: Sink, advance: Advance = lambda done, total: None, *, of_incomplete: bool = False
+    ) -> DumpWriter:
         """Write all pages that the survey keeps, and keep count in ``written``.
+
+        ``of_incomplete``: the image itself is incomplete; a sink that cannot rewrite is told so at once.
 
         The caller finishes the file by the writer that is returned, once it has verified it. Raises what the
         sink raises; the file then holds what it took until then.
@@ -157,7 +160,7 @@ class Dump:
         kept = self._survey.kept
         runs = kept.runs() if self._plan is None else batches_of(self._plan, kept)
         total = len(kept)
-        writer = self._writer(sink)
+        writer = self._writer(sink, of_incomplete)
         with self._stream() as stream:
             try:
                 for encoded in stream.encode(batches(runs, stream.batch_pages)):
@@ -172,15 +175,15 @@ class Dump:
     def _stream(self) -> PageStream:
         return PageStream(self._source, self._encode, self._options.threads)
 
-    def _writer(self, sink: Sink) -> DumpWriter:
+    def _writer(self, sink: Sink, of_incomplete: bool) -> DumpWriter:
         if self._plan is None:
             assert self._codec is not None
             return KdumpWriter(sink, self._identity, self._survey, self._source.page_bytes, self._codec)
         if self._options.codec == "lz4":
             from kdump_service.dumpfile.lz4_file import Lz4ElfWriter  # noqa: PLC0415  (optional codec)
 
-            return Lz4ElfWriter(sink, self._plan)
-        return ElfWriter(sink, self._plan)
+            return Lz4ElfWriter(sink, self._plan, incomplete=of_incomplete)
+        return ElfWriter(sink, self._plan, incomplete=of_incomplete)
 
     def _encode(
         self, pages: memoryview, lost: NDArray[np.bool_], target: memoryview

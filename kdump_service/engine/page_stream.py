@@ -125,7 +125,8 @@ class PageStream:
     def _retry(self, batch: Batch, slot: memoryview) -> Iterator[EncodedBatch]:
         """Find the pages that kill: halve the batch until they stand alone."""
         if batch.page_count == 1 or self.deaths > _MOST_DEATHS:
-            lost = np.full(batch.page_count, PageKind.LOST, np.uint8)
+            starts, counts = batch.runs.T
+            lost = np.repeat(np.where(starts == FILL, PageKind.ZERO, PageKind.LOST), counts).astype(np.uint8)
             yield EncodedBatch(batch, EncodedPages(lost, np.zeros(len(lost), np.uint32)), slot[:0])
             return
         for half in batch.halves():

@@ -30,7 +30,8 @@ class Prediction:
 
 def predict_data_bytes(stream: PageStream, kept: PfnBitmap) -> Prediction:
     """Compress a sample of the kept pages. Pages of zeros and pages that cannot be read count nothing."""
-    encoded = stream.encode(batches(sampled_runs(kept, _SAMPLE_PAGES), _SAMPLE_PAGES // 32))
+    at_once = min(stream.batch_pages, _SAMPLE_PAGES // 32)
+    encoded = stream.encode(batches(sampled_runs(kept, _SAMPLE_PAGES), at_once))
     sizes = np.concatenate([[0.0], *(batch.pages.sizes for batch in encoded)])[1:]
     if not len(sizes):
         return Prediction(0, 0)

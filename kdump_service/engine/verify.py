@@ -153,6 +153,7 @@ def check_descriptors(dump: KdumpFile, *, lost_pages: int) -> None:
         lost += int(np.count_nonzero(missing))
         bad = ~missing & (
             (offset < data_offset)
+            | (offset > dump.size_bytes)
             | (offset + size > dump.size_bytes)
             | (size == 0)
             | (size > dump.page_bytes)

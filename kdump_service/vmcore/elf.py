@@ -28,10 +28,10 @@ __all__ = [
 
 # Elf64_Ehdr: e_ident[16], e_type, e_machine, e_version, e_entry, e_phoff, e_shoff, e_flags, e_ehsize,
 # e_phentsize, e_phnum, e_shentsize, e_shnum, e_shstrndx
-_EHDR = "16sHHIQQQIHHHHHH"
+EHDR = "16sHHIQQQIHHHHHH"
 EHDR_BYTES = 64
 # Elf64_Phdr: p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align
-_PHDR = "IIQQQQQQ"
+PHDR = "IIQQQQQQ"
 PHDR_BYTES = 56
 # Elf64_Nhdr: n_namesz, n_descsz, n_type
 _NHDR = "III"
@@ -104,7 +104,7 @@ def parse_header(data: bytes) -> ElfHeader:
     if data[5] not in (ELFDATA2LSB, ELFDATA2MSB):
         raise BadVmcore(f"byte order {data[5]} at offset 5 is unknown")
     order = "<" if data[5] == ELFDATA2LSB else ">"
-    fields = struct.unpack_from(order + _EHDR, data)
+    fields = struct.unpack_from(order + EHDR, data)
     kind, machine, phoff, shoff, flags, phentsize, phnum = (fields[i] for i in (1, 2, 5, 6, 7, 9, 10))
     if kind != ET_CORE:
         raise BadVmcore(f"ELF type {kind} at offset 16 is not a core (4)")
@@ -138,7 +138,7 @@ def parse_program_headers(header: ElfHeader, data: bytes, file_bytes: int) -> li
         if position + PHDR_BYTES > len(data):
             raise BadVmcore(f"ends within program header {index} of {header.program_headers_count}")
         kind, _, offset, vaddr, paddr, filesz, memsz, _ = struct.unpack_from(
-            header.byte_order + _PHDR, data, position
+            header.byte_order + PHDR, data, position
         )
         if kind not in (PT_LOAD, PT_NOTE):
             continue

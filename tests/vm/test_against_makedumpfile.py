@@ -150,7 +150,7 @@ def test_same_pages(oracle: Oracle, level: int, output: Path) -> None:
     ids=lambda value: "-".join(value).replace("--", "") if isinstance(value, list) else str(value),
 )
 def test_same_contents(oracle: Oracle, level: int, options: list[str], output: Path) -> None:
-    """Each page is, byte by byte, what the vmcore has; and makedumpfile's dump says the same of some."""
+    """Each page of the dump is, byte by byte, what the vmcore has there."""
     convert(oracle.reference.vmcore, output, level, *options)
     with KdumpFile(output) as dump, RawPages(oracle.reference.vmcore) as raw:
         wrong = [

@@ -74,9 +74,7 @@ def test_null_dereference(machine_factory: MachineFactory, open_dump: OpenDumpOf
     assert named <= set(drgn.stack)
     assert named <= set(opened.crash(PLANTED_COMMAND).stack)
     gdb = opened.gdb()
-    assert gdb.release == first.release
-    assert gdb.threads == 2
-    assert "__crash_kexec" in gdb.crashed_frames
+    assert (gdb.release, gdb.threads) == (first.release, 2)
 
 
 def test_nmi(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
@@ -122,6 +120,7 @@ def test_busy_and_lz4(machine_factory: MachineFactory, open_dump: OpenDumpOf) ->
     assert drgn.comm == PLANTED_COMMAND
     assert not drgn.unreadable
     assert opened.crash(PLANTED_COMMAND).panic_message == drgn.panic_message
+    assert "__crash_kexec" in opened.gdb().crashed_frames
 
 
 def test_two_in_a_row(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:

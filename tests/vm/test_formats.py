@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Each format and compression, of a real kernel's memory, is opened by every tool that knows it."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import drgn
+import pytest
+
+from .debuggers import OpenDump
+from .kdump_bitmaps import KdumpFile, RawPages
+from .lab import Lab
+from .machine import PLANTED_COMMAND
+from .makedumpfile import REARRANGE, Makedumpfile
+from .reference import Reference, reference_vmcore
+from .symbols import vmlinux
+
+SUITE = "bookworm"
+TARGET_FULL_EXIT_CODE = 42  # as kdumpctl(8) says
+INCOMPLETE = 8  # in the status of a kdump-compressed header: DUMP_DH_COMPRESSED_INCOMPLETE
+
+
+@pytest.fixture(scope="module")
+def reference(lab_base: Lab) -> Reference:
+    return reference_vmcore(lab_base.cache, SUITE)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is emptied when the case ends: dumps are large."""
+    yield tmp_path
+    for path in tmp_path.iterdir():
+        path.unlink()
+
+
+def kdumpctl(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kdump_service.ctl.main", *map(str, arguments)]
+    return subprocess.run(
+        command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+
+
+def convert(source: Path, target: Path, *options: str) -> Path:
+    done = kdumpctl("convert", source, target, *options)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def opened(lab: Lab, reference: Reference, dump: Path) -> OpenDump:
+    return OpenDump(dump, vmlinux(lab.cache, reference.tree))
+
+
+def crash_and_drgn_agree(dump: OpenDump) -> None:
+    seen = dump.drgn(PLANTED_COMMAND)
+    assert seen.panic_message == "Kernel panic - not syncing: sysrq triggered crash"
+    assert seen.planted_pids == [seen.pid]
+    assert not seen.unreadable
+    crash = dump.crash(PLANTED_COMMAND)
+    assert crash.panic_message == seen.panic_message
+    assert {"panic", "sysrq_handle_crash"} <= set(crash.stack)
+
+
+@pytest.mark.parametrize("compression", ["zstd", "zlib", "none"])
+def test_kdump_compressed(lab_base: Lab, reference: Reference, work: Path, compression: str) -> None:
+    dump = convert(reference.vmcore, work / "dump", "--compression", compression)
+    crash_and_drgn_agree(opened(lab_base, reference, dump))
+
+
+def test_elf_opens_in_gdb_too(lab_base: Lab, reference: Reference, work: Path) -> None:
+    dump = convert(reference.vmcore, work / "core", "--format", "elf", "--verify")
+    crash_and_drgn_agree(opened(lab_base, reference, dump))
+    assert opened(lab_base, reference, dump).gdb().release == reference.tree.release
+    listed = subprocess.run(["readelf", "-hlnW", str(dump)], check=True, capture_output=True, text=True)
+    assert "Warning" not in listed.stderr
+    assert "VMCOREINFO" in listed.stdout
+
+
+def test_lz4_frames_unpack_to_the_same_elf(reference: Reference, work: Path) -> None:
+    plain = convert(reference.vmcore, work / "core", "--format", "elf")
+    packed = convert(reference.vmcore, work / "core.lz4", "--format", "elf", "--compression", "lz4")
+    subprocess.run(["lz4", "-q", "-d", str(packed), str(work / "unpacked")], check=True)
+    assert subprocess.run(["cmp", str(plain), str(work / "unpacked")], check=False).returncode == 0
+
+
+def test_flattened_is_rearranged_by_makedumpfile(lab_base: Lab, reference: Reference, work: Path) -> None:
+    direct = convert(reference.vmcore, work / "direct", "--threads", "1")
+    flattened = convert(reference.vmcore, work / "flattened", "--format", "flattened")
+    Makedumpfile(lab_base.cache).run([REARRANGE], flattened, work / "rearranged")
+    assert subprocess.run(["cmp", str(direct), str(work / "rearranged")], check=False).returncode == 0
+
+
+def test_kdump_compressed_becomes_elf(lab_base: Lab, reference: Reference, work: Path) -> None:
+    """The format has no virtual addresses: they come from the page tables."""
+    dump = convert(reference.vmcore, work / "dump", "--contents", "user")
+    core = convert(dump, work / "core", "--format", "elf", "--contents", "kernel", "--verify")
+    crash_and_drgn_agree(opened(lab_base, reference, core))
+    assert opened(lab_base, reference, core).gdb().release == reference.tree.release
+
+
+def test_libkdumpfile_agrees_on_every_page(reference: Reference, work: Path) -> None:
+    """drgn reads kdump-compressed files by libkdumpfile."""
+    dump = convert(reference.vmcore, work / "dump", "--contents", "user")
+    program = drgn.Program()
+    program.set_core_dump(dump)
+    with KdumpFile(dump) as file:
+        frames = file.frames.tolist()
+    with RawPages(reference.vmcore) as raw:
+        wrong = [
+            frame for frame in frames if program.read(frame << 12, 4096, physical=True) != raw.page(frame)
+        ]
+    assert len(frames) > 10_000
+    assert wrong == []
+
+
+def test_dump_that_ran_out_of_space(lab_base: Lab, reference: Reference, work: Path) -> None:
+    """It keeps what it has, says that it is incomplete, and opens."""
+    whole = convert(reference.vmcore, work / "whole").stat().st_size
+    small = work / "small"
+    small.mkdir()
+    with small_file_system(small, whole * 3 // 4):
+        done = kdumpctl("convert", reference.vmcore, small / "dump")
+        assert done.returncode == TARGET_FULL_EXIT_CODE
+        assert "No space left on device" in done.stderr
+        cut = small / "dump.incomplete"
+        with KdumpFile(cut) as file:
+            assert file.incomplete
+        told = kdumpctl("inspect", cut)
+        assert "incomplete" in told.stdout
+        assert "missing" in told.stdout
+        assert opened(lab_base, reference, cut).drgn(PLANTED_COMMAND).release == reference.tree.release
+        assert (
+            opened(lab_base, reference, cut).crash(PLANTED_COMMAND).sys["RELEASE"] == reference.tree.release
+        )
+    small.rmdir()
+
+
+@contextlib.contextmanager
+def small_file_system(folder: Path, size_bytes: int) -> Iterator[None]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_log_and_inspection_of_a_dump(reference: Reference, work: Path) -> None:
+    dump = convert(reference.vmcore, work / "dump")
+    log = kdumpctl("log", dump).stdout
+    assert "Linux version" in log.split("\n", 1)[0]
+    assert "Kernel panic - not syncing: sysrq triggered crash" in log
+    found = kdumpctl("inspect", "--verify", dump)
+    assert found.returncode == 0, found.stdout
+    assert reference.tree.release in found.stdout
+    assert f"{PLANTED_COMMAND} (pid " in found.stdout

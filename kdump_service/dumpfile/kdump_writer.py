@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdump_service.dumpfile.kdump_format import (
     HEADER_VERSION,
@@ -26,6 +27,8 @@ from kdump_service.dumpfile.kdump_format import (
 from kdump_service.dumpfile.page_codec import FLAG_INCOMPLETE, EncodedPages, PageCodec, PageKind
 from kdump_service.dumpfile.sink import FilePart, Sink
 from kdump_service.pfn import CHUNK_PAGES, PfnBitmap
+
+Descriptors = np.ndarray[tuple[int], np.dtype[np.void]]
 
 __all__ = ["Frames", "Identity", "KdumpWriter"]
 
@@ -99,8 +102,14 @@ class KdumpWriter:
         self._descriptor_hash = hashlib.sha256()
         self._data_hash = hashlib.sha256()
         self._bitmap_hash = hashlib.sha256()
-        self._pending: list[np.ndarray[tuple[int], np.dtype[np.void]]] = []
+        self._kept = kept
+        self._ranks: tuple[int, NDArray[np.int64]] | None = None
+        self._early = (np.zeros(0, np.int64), np.zeros(0, PAGE_DESCRIPTOR))
+        """Numbers and descriptors of pages that were written before their turn."""
+        self._pending: list[Descriptors] = []
         self._pending_count = 0
+        self._described = 0
+        """Descriptors that were written or are pending, from the first on."""
         self._written_descriptors = 0
         self._zero_page_offset = 0
         self._end = layout.data_offset
@@ -111,8 +120,32 @@ class KdumpWriter:
         self._write_bitmap(layout.bitmaps_offset, existing)
         self._write_bitmap(layout.bitmaps_offset + layout.one_bitmap_bytes, kept)
 
-    def write(self, pages: EncodedPages, data: memoryview) -> None:
-        """Append pages. Raises what the sink raises; everything before is then in the file."""
+    def write_early(self, runs: NDArray[np.int64], pages: EncodedPages, data: memoryview) -> None:
+        """Write pages before their turn; only before the first call of :meth:`write`, whose calls then leave
+        them out. ``runs``: rows of first frame and number of frames."""
+        descriptors = self._append_pages(pages, data)
+        numbers = self._numbers(runs)
+        if self._sink.rewritable:
+            # So that they are known from now on; they are written once more when it is their turn.
+            begins = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
+            for begin, end in zip(begins, [*begins[1:], len(numbers)], strict=True):
+                offset = self.layout.descriptors_offset + int(numbers[begin]) * PAGE_DESCRIPTOR.itemsize
+                self._sink.write_at(offset, descriptors[begin:end].tobytes())
+        known, theirs = self._early
+        self._early = (np.concatenate([known, numbers]), np.concatenate([theirs, descriptors]))
+
+    def write(self, runs: NDArray[np.int64], pages: EncodedPages, data: memoryview) -> None:
+        """Append pages in order of their frames: ``runs`` has rows of first frame and number of frames.
+
+        Raises what the sink raises; everything before is then in the file.
+        """
+        descriptors = self._append_pages(pages, data)
+        numbers = self._numbers(runs)
+        self._describe(int(numbers[-1]) + 1, numbers, descriptors)
+        if self._pending_count >= _DESCRIPTORS_AT_ONCE:
+            self._flush_descriptors()
+
+    def _append_pages(self, pages: EncodedPages, data: memoryview) -> Descriptors:
         kinds = pages.kinds
         if not self._zero_page_offset and (kinds == PageKind.ZERO).any():
             self._zero_page_offset = self._append(memoryview(bytes(self._page_bytes)))
@@ -127,10 +160,31 @@ class KdumpWriter:
         zero = kinds == PageKind.ZERO
         descriptors["offset"][zero] = self._zero_page_offset
         descriptors["size"][zero] = self._page_bytes
-        self._pending.append(descriptors)
-        self._pending_count += len(descriptors)
-        if self._pending_count >= _DESCRIPTORS_AT_ONCE:
-            self._flush_descriptors()
+        return descriptors
+
+    def _describe(self, end: int, numbers: NDArray[np.int64], descriptors: Descriptors) -> None:
+        """Add the descriptors up to number ``end``: these, and between them those of early pages."""
+        block = np.zeros(end - self._described, PAGE_DESCRIPTOR)
+        early, theirs = self._early
+        due = slice(*np.searchsorted(early, [self._described, end]))
+        block[early[due] - self._described] = theirs[due]
+        block[numbers - self._described] = descriptors
+        self._pending.append(block)
+        self._pending_count += len(block)
+        self._described = end
+
+    def _numbers(self, runs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which descriptor each frame has: its place among the frames that are kept."""
+        parts = []
+        for first, count in runs.tolist():
+            chunk, within = divmod(first, CHUNK_PAGES)
+            if self._ranks is None or self._ranks[0] != chunk:
+                bits = self._kept.bits(chunk)
+                before = int(self._kept.counts()[:chunk].sum())
+                self._ranks = (chunk, np.cumsum(bits, dtype=np.int64) - bits + before)
+            rank = int(self._ranks[1][within])
+            parts.append(np.arange(rank, rank + count))
+        return np.concatenate(parts)
 
     def finish(self, *, complete: bool) -> None:
         """Write what is left, and the headers for good. Without this, the file says that it is incomplete."""
@@ -140,6 +194,9 @@ class KdumpWriter:
 
     def flush(self) -> None:
         """Put all that was given into the sink, so that it can be read back."""
+        none = np.zeros(0, np.int64)
+        if len(self._early[0]) and self._early[0][-1] >= self._described:
+            self._describe(int(self._early[0][-1]) + 1, none, np.zeros(0, PAGE_DESCRIPTOR))
         self._flush_descriptors()
         self._sink.set_size(self._end)
 

@@ -4,10 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from kdump_service.dumpfile.page_codec import EncodedPages
+from typing import Protocol
 
 __all__ = ["DumpWriter", "FilePart", "ReadableSink", "Sink"]
 
@@ -48,10 +45,6 @@ class ReadableSink(Sink, Protocol):
 
 class DumpWriter(Protocol):
     """A dump format, being written."""
-
-    def write(self, pages: EncodedPages, data: memoryview) -> None:
-        """Append pages. Raises what the sink raises; everything before is then in the file, or will be with
-        :meth:`flush`."""
 
     def flush(self) -> None:
         """Put all that was given into the sink, so that it can be read back."""

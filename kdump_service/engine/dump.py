@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,14 @@ from kdump_service.engine.page_stream import EncodedBatch, PageStream, batches
 from kdump_service.engine.predict import Prediction, predict_data_bytes
 from kdump_service.engine.survey import Survey
 from kdump_service.engine.virtual_loads import virtual_loads
+from kdump_service.engine.vital import other_runs, vital_frames
 from kdump_service.errors import BadVmcore
 from kdump_service.vmcore.address_space import AddressSpace
 from kdump_service.vmcore.memory_image import MemoryImage
 from kdump_service.vmcore.page_source import PageSource
+
+if TYPE_CHECKING:
+    from kdump_service.dumpfile.lz4_file import Lz4ElfWriter
 
 __all__ = [
     "Dump",
@@ -104,12 +109,17 @@ def _uts_names(image: MemoryImage) -> dict[str, str]:
     return read if read["release"] == info.release else told
 
 
+_Pass = tuple[Iterable[NDArray[np.int64]], Callable[[EncodedBatch], None]]
+"""Runs of frames, and what takes their encoded pages."""
+
+
 class Dump:
     """A dump that is to be written: what it holds and in what form."""
 
     def __init__(self, image: MemoryImage, source: PageSource, survey: Survey, options: DumpOptions) -> None:
         """Raises ImportError if the library for the compression is not there, BadVmcore if the image does not
         tell enough for the format."""
+        self._image = image
         self._source = source
         self._survey = survey
         self._options = options
@@ -158,15 +168,15 @@ class Dump:
         sink raises; the file then holds what it took until then.
         """
         kept = self._survey.kept
-        runs = kept.runs() if self._plan is None else batches_of(self._plan, kept)
         total = len(kept)
-        writer = self._writer(sink, of_incomplete)
         with self._stream() as stream:
+            writer, passes = self._elf_passes(sink, of_incomplete) if self._plan else self._kdump_passes(sink)
             try:
-                for encoded in stream.encode(batches(runs, stream.batch_pages)):
-                    writer.write(encoded.pages, encoded.data)
-                    _count(self.written, encoded)
-                    advance(self.written.pages, total)
+                for runs, write in passes:
+                    for encoded in stream.encode(batches(runs, stream.batch_pages)):
+                        write(encoded)
+                        _count(self.written, encoded)
+                        advance(self.written.pages, total)
             finally:
                 self.written.killed_readers = stream.deaths
                 writer.flush()
@@ -175,15 +185,27 @@ class Dump:
     def _stream(self) -> PageStream:
         return PageStream(self._source, self._encode, self._options.threads)
 
-    def _writer(self, sink: Sink, of_incomplete: bool) -> DumpWriter:
-        if self._plan is None:
-            assert self._codec is not None
-            return KdumpWriter(sink, self._identity, self._survey, self._source.page_bytes, self._codec)
+    def _kdump_passes(self, sink: Sink) -> tuple[DumpWriter, list[_Pass]]:
+        assert self._codec is not None
+        kept = self._survey.kept
+        writer = KdumpWriter(sink, self._identity, self._survey, self._source.page_bytes, self._codec)
+        vital = vital_frames(self._image, self._survey.existing, kept)
+        return writer, [
+            (vital.runs(), lambda each: writer.write_early(each.batch.runs, each.pages, each.data)),
+            (other_runs(kept, vital), lambda each: writer.write(each.batch.runs, each.pages, each.data)),
+        ]
+
+    def _elf_passes(self, sink: Sink, of_incomplete: bool) -> tuple[DumpWriter, list[_Pass]]:
+        assert self._plan is not None
+        writer: ElfWriter | Lz4ElfWriter
         if self._options.codec == "lz4":
             from kdump_service.dumpfile.lz4_file import Lz4ElfWriter  # noqa: PLC0415  (optional codec)
 
-            return Lz4ElfWriter(sink, self._plan, incomplete=of_incomplete)
-        return ElfWriter(sink, self._plan, incomplete=of_incomplete)
+            writer = Lz4ElfWriter(sink, self._plan, incomplete=of_incomplete)
+        else:
+            writer = ElfWriter(sink, self._plan, incomplete=of_incomplete)
+        runs = batches_of(self._plan, self._survey.kept)
+        return writer, [(runs, lambda each: writer.write(each.pages, each.data))]
 
     def _encode(
         self, pages: memoryview, lost: NDArray[np.bool_], target: memoryview

@@ -11,7 +11,7 @@ from kdump_service.vmcore.address_space import AddressSpace
 from kdump_service.vmcore.elf import PT_LOAD, ProgramHeader
 from kdump_service.vmcore.memory_image import MemoryImage
 
-__all__ = ["virtual_loads"]
+__all__ = ["kernel_mapping", "virtual_loads"]
 
 _MOST_KERNEL_IMAGE_BYTES = 1 << 30  # KERNEL_IMAGE_SIZE of x86_64 with KASLR, the largest there is
 _KERNEL_ALIGNMENT = 2 << 20  # CONFIG_PHYSICAL_ALIGN, MIN_KIMG_ALIGN
@@ -27,10 +27,11 @@ def virtual_loads(image: MemoryImage, existing: PfnBitmap) -> list[ProgramHeader
     physical, _ = space.translate(root)
     direct = root - physical
     page_bytes = image.page_bytes
-    return [*_kernel_mapping(space, info.symbol("_stext")), *_direct_mapping(existing, direct, page_bytes)]
+    return [*kernel_mapping(space, info.symbol("_stext")), *_direct_mapping(existing, direct, page_bytes)]
 
 
-def _kernel_mapping(space: AddressSpace, text: int) -> Iterator[ProgramHeader]:
+def kernel_mapping(space: AddressSpace, text: int) -> Iterator[ProgramHeader]:
+    """The kernel's own image, which holds the address ``text``. Raises BadVmcore if that is not mapped."""
     start = text // _KERNEL_ALIGNMENT * _KERNEL_ALIGNMENT
     physical, length = space.translate(start)
     try:

@@ -98,6 +98,11 @@ class AddressSpace:
             yield from self._page_tables().mappings(address, stop)
             address = stop
 
+    def page_table_addresses(self, most: int) -> Iterator[int]:
+        """Physical addresses of the kernel's page tables; see PageTables.addresses. Raises BadVmcore if there
+        are none."""
+        return self._page_tables().addresses(most)
+
     def read(self, address: int, length: int) -> bytes:
         """Copy out bytes. Raises BadVmcore where they are not mapped or not in the image."""
         parts = []

@@ -122,6 +122,31 @@ class PageTables:
             if length:
                 yield Mapping(start, physical_start, length)
 
+    def addresses(self, most: int) -> Iterator[int]:
+        """Physical addresses of the tables themselves, at most so many, those nearest to the root first.
+
+        Left out is what hangs on a table that cannot be read.
+        """
+        level = [self._root]
+        shift, length = self._top_shift, self._top_bytes
+        lowest_shift = self._page_bytes.bit_length() - 1
+        while level and most > 0:
+            yield from level[:most]
+            most -= len(level)
+            following: list[int] = []
+            for physical in level if shift > lowest_shift and most > 0 else ():
+                try:
+                    table = self._table(physical, length, shift)
+                except _TableUnreadable:
+                    continue
+                decoded = (self._decode(entry, shift) for entry in table if entry)
+                following += [below for kind, below in decoded if kind == TABLE]
+                if len(following) >= most:
+                    break
+            level = following
+            length = self._page_bytes
+            shift -= self._index_bits
+
     def _descend(self, address: int) -> tuple[int, array[int], int]:
         """Shift, table and index of the entry that is a leaf or a hole. Raises _TableUnreadable."""
         shift = self._top_shift

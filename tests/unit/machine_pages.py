@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Machines of tests.builders.machine_memory as the package's PageSource, with memory that can be broken."""
+"""Machines of tests.builders.machine_memory as the package's PageSource, with memory that can be broken, and
+dumps of them without a command line."""
 
 from __future__ import annotations
 
@@ -7,14 +8,20 @@ import errno
 import os
 import signal
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
+from kdump_service.dump_options import DumpOptions
+from kdump_service.engine.dump import Dump, WrittenDump
+from kdump_service.engine.file_sink import FileSink
+from kdump_service.engine.survey import Survey, survey_pages
 from kdump_service.pfn import CHUNK_PAGES, BoolArray, fill_range
+from tests.builders.machine_memory import Machine
 from tests.unit.machine_image import ImageOfMachine
 
-__all__ = ["PagesOfMachine", "io_error", "kills"]
+__all__ = ["PagesOfMachine", "dump_machine", "io_error", "kills"]
 
 
 def io_error() -> NoReturn:
@@ -67,3 +74,21 @@ class PagesOfMachine:
         for pfn in self.faults.keys() & range(first_pfn, first_pfn + count):
             self.faults[pfn]()
         target[:] = self._memory.read(first_pfn * self.page_bytes, count * self.page_bytes)
+
+
+def dump_machine(
+    machine: Machine,
+    target: Path,
+    options: DumpOptions,
+    faults: Mapping[int, Callable[[], None]] | None = None,
+) -> tuple[Survey, WrittenDump]:
+    """Survey, write and finish."""
+    image = ImageOfMachine(machine)
+    source = PagesOfMachine(image, faults=faults)
+    survey = survey_pages(image, source, options.level, workers=options.threads)
+    dump = Dump(image, source, survey, options)
+    sink = FileSink(target, replace=True)
+    writer = dump.write(sink)
+    writer.finish(complete=not dump.written.lost_pages)
+    sink.commit()
+    return survey, dump.written

@@ -2,6 +2,7 @@
 """Each format and compression, of a real kernel's memory, is opened by every tool that knows it."""
 
 import contextlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,10 +31,9 @@ def reference(lab_base: Lab) -> Reference:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Iterator[Path]:
-    """A folder that is emptied when the case ends: dumps are large."""
+    """A folder that goes when the case ends: dumps are large."""
     yield tmp_path
-    for path in tmp_path.iterdir():
-        path.unlink()
+    shutil.rmtree(tmp_path)
 
 
 def kdumpctl(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -130,11 +130,13 @@ def test_dump_that_ran_out_of_space(lab_base: Lab, reference: Reference, work: P
         told = kdumpctl("inspect", cut)
         assert "incomplete" in told.stdout
         assert "missing" in told.stdout
-        assert opened(lab_base, reference, cut).drgn(PLANTED_COMMAND).release == reference.tree.release
-        assert (
-            opened(lab_base, reference, cut).crash(PLANTED_COMMAND).sys["RELEASE"] == reference.tree.release
-        )
-    small.rmdir()
+        # What every debugger needs was written first.
+        seen = opened(lab_base, reference, cut).drgn(PLANTED_COMMAND)
+        assert seen.panic_message == "Kernel panic - not syncing: sysrq triggered crash"
+        # crash asks for this option itself when a page is missing.
+        symbols = vmlinux(lab_base.cache, reference.tree)
+        patient = OpenDump(cut, symbols, crash_command=("crash", "--zero_excluded"))
+        assert patient.crash(PLANTED_COMMAND).panic_message == seen.panic_message
 
 
 @contextlib.contextmanager

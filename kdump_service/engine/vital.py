@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The pages without which debuggers open no dump: the kernel's own image, its page tables, and what it
+allocated early at boot, such as the data of each processor.
+
+They are written first, so that a dump which ran out of space opens, and shows of the rest what it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdump_service.engine.virtual_loads import kernel_mapping
+from kdump_service.errors import BadVmcore
+from kdump_service.pfn import CHUNK_PAGES, PfnBitmap, chunks_of, fill_range, runs_of
+from kdump_service.vmcore.address_space import AddressSpace
+from kdump_service.vmcore.memory_image import MemoryImage
+
+__all__ = ["other_runs", "vital_frames"]
+
+_MOST_TABLES = 8192
+"""32 MiB with pages of 4 KiB. A kernel that maps its memory by huge pages has some hundreds."""
+_EARLY_BYTES = 64 << 20
+"""Early allocations are made from the top of each node's memory downwards (memblock, mm/memblock.c); what is
+kept of so much below each end is taken for them."""
+_MOST_RANGES = 64
+
+
+def vital_frames(image: MemoryImage, existing: PfnBitmap, kept: PfnBitmap) -> PfnBitmap:
+    """Those of the frames that are kept. What the image does not tell is left out."""
+    ranges = [*_image_and_tables(image), *_tops(existing, _EARLY_BYTES // image.page_bytes)]
+    result = PfnBitmap(kept.end_pfn)
+    chunks = {chunk for first, end in ranges for chunk in range(first // CHUNK_PAGES, chunks_of(end))}
+    for chunk in sorted(chunks & set(range(kept.chunk_count))):
+        bits = np.zeros(CHUNK_PAGES, np.bool_)
+        for first, end in ranges:
+            fill_range(bits, chunk, first, end)
+        result.set_bits(chunk, bits & kept.bits(chunk))
+    return result
+
+
+def _image_and_tables(image: MemoryImage) -> Iterator[tuple[int, int]]:
+    space = AddressSpace(image)
+    page_bytes = image.page_bytes
+    with contextlib.suppress(BadVmcore):  # what was found until then is as good as can be had
+        for load in kernel_mapping(space, image.vmcoreinfo.symbol("_stext")):
+            first = load.physical_address // page_bytes
+            yield first, first + load.memory_bytes // page_bytes
+        for address in space.page_table_addresses(_MOST_TABLES):
+            yield address // page_bytes, address // page_bytes + 1
+
+
+def _tops(existing: PfnBitmap, pages: int) -> Iterator[tuple[int, int]]:
+    """The upper ends of the longest ranges of memory."""
+    joined: list[tuple[int, int]] = []
+    for runs in existing.runs():
+        for first, count in runs.tolist():
+            if joined and joined[-1][1] == first:
+                joined[-1] = (joined[-1][0], first + count)
+            else:
+                joined.append((first, first + count))
+    longest = sorted(joined, key=lambda each: each[0] - each[1])[:_MOST_RANGES]
+    for first, end in longest:
+        yield max(first, end - pages), end
+
+
+def other_runs(kept: PfnBitmap, vital: PfnBitmap) -> Iterator[NDArray[np.int64]]:
+    """Runs of the frames that are kept and not vital."""
+    for chunk in range(kept.chunk_count):
+        if kept.count(chunk) > vital.count(chunk):
+            bits = kept.bits(chunk)
+            if vital.count(chunk):
+                bits = bits & ~vital.bits(chunk)
+            yield runs_of(bits, chunk * CHUNK_PAGES)

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+from __future__ import annotations
+
+import faulthandler
+import mmap
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kdump_service.engine.workers import Job, WorkerPool
+from kdump_service.errors import WorkerFailed
+
+SLOT_BYTES = 4096
+KILLED = None
+
+
+def _numbers(count: int) -> Iterator[bytes]:
+    for number in range(count):
+        yield number.to_bytes(4, "little")
+
+
+def _number(request: bytes) -> int:
+    return int.from_bytes(request, "little")
+
+
+def _square(request: bytes, slot: memoryview) -> bytes:
+    """An honest job: its reply is the square, and the slot is filled with the request."""
+    slot[:] = request * (SLOT_BYTES // 4)
+    return (_number(request) ** 2).to_bytes(4, "little")
+
+
+def _run(job: Job, count: int, workers: int = 2) -> list[int | None]:
+    """The replies, as numbers; slots must hold what ``_square`` puts there."""
+    replies: list[int | None] = []
+    with WorkerPool(job, workers, SLOT_BYTES) as pool:
+        for index, result in enumerate(pool.map(_numbers(count))):
+            assert _number(result.request) == index
+            if result.reply is not KILLED:
+                assert bytes(result.slot) == result.request * (SLOT_BYTES // 4)
+            replies.append(None if result.reply is None else _number(result.reply))
+    return replies
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """No descriptor, and no process, dead or alive."""
+
+    def descriptors_and_children() -> tuple[set[str], str]:
+        own = Path("/proc/self")
+        children = own / "task" / str(os.getpid()) / "children"
+        return {each.name for each in (own / "fd").iterdir()}, children.read_text()
+
+    before = descriptors_and_children()
+    yield
+    assert descriptors_and_children() == before
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("count", [0, 1, 3, 100])
+def test_results_come_in_order(workers: int, count: int) -> None:
+    assert _run(_square, count, workers) == [number**2 for number in range(count)]
+
+
+def test_the_first_may_be_the_last_to_be_done() -> None:
+    """A worker waits for a file that another one makes: those behind it are done before."""
+    with tempfile.TemporaryDirectory() as folder:
+        gate = Path(folder) / "gate"
+        os.mkfifo(gate)
+
+        def job(request: bytes, slot: memoryview) -> bytes:
+            if _number(request) in (0, 3):
+                with gate.open("wb" if _number(request) else "rb"):
+                    pass
+            return _square(request, slot)
+
+        assert _run(job, 50) == [number**2 for number in range(50)]
+
+
+def test_all_workers_work() -> None:
+    pids: set[bytes] = set()
+    with WorkerPool(lambda request, slot: str(os.getpid()).encode(), 3, SLOT_BYTES) as pool:
+        for result in pool.map(_numbers(30)):
+            assert result.reply is not None
+            pids.add(result.reply)
+    assert len(pids) == 3
+    assert str(os.getpid()).encode() not in pids
+
+
+def test_a_result_may_be_used_until_the_next_is_asked_for() -> None:
+    with WorkerPool(_square, 2, SLOT_BYTES) as pool:
+        results = pool.map(_numbers(100))
+        previous = next(results)
+        for result in results:
+            # All workers have had their time, and more work than slots.
+            assert bytes(result.slot[:4]) == result.request
+            previous = result
+        assert bytes(previous.slot[:4]) == (99).to_bytes(4, "little")
+
+
+def test_a_pool_takes_more_than_one_round() -> None:
+    with WorkerPool(_square, 2, SLOT_BYTES) as pool:
+        for _ in range(3):
+            assert len(list(pool.map(_numbers(10)))) == 10
+
+
+def test_requests_and_replies_of_a_few_kilobytes() -> None:
+    with WorkerPool(lambda request, slot: request[::-1], 2, SLOT_BYTES) as pool:
+        requests = [bytes([number]) + bytes(5000) + b"end" for number in range(20)]
+        assert [result.reply for result in pool.map(requests)] == [each[::-1] for each in requests]
+
+
+def test_nothing_is_begun_that_nobody_asked_for() -> None:
+    begun: list[int] = []
+
+    def requests() -> Iterator[bytes]:
+        for request in _numbers(1000):
+            begun.append(_number(request))
+            yield request
+
+    with WorkerPool(_square, 2, SLOT_BYTES) as pool:
+        results = pool.map(requests())
+        next(results)
+        assert len(begun) <= 2 * 3
+        next(results)
+        assert len(begun) <= 2 * 3 + 1
+
+
+# What goes wrong
+
+
+def test_an_exception_in_a_job_is_ours_to_know() -> None:
+    def job(request: bytes, slot: memoryview) -> bytes:
+        if _number(request) == 7:
+            raise LookupError("nothing there")
+        return _square(request, slot)
+
+    with pytest.raises(WorkerFailed, match="LookupError: nothing there"):
+        _run(job, 100)
+
+
+def test_a_job_that_exits_is_an_exception_too() -> None:
+    def job(request: bytes, slot: memoryview) -> bytes:
+        sys.exit(3)
+
+    with pytest.raises(WorkerFailed, match="SystemExit: 3"):
+        _run(job, 10)
+
+
+def _touch_what_is_not_there() -> None:
+    """SIGBUS: a page of a mapping whose file has become shorter."""
+    faulthandler.disable()  # pytest's: it would tell of it
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with tempfile.TemporaryFile() as file:
+        file.truncate(mmap.PAGESIZE)
+        mapping = mmap.mmap(file.fileno(), mmap.PAGESIZE, prot=mmap.PROT_READ)
+        file.truncate(0)
+        mapping[0]
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGBUS], ids=["SIGKILL", "SIGBUS"])
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("deadly", [{0}, {5}, {49}, {4, 5, 6, 7}, {3, 10, 17, 24, 31, 38, 45}])
+def test_a_killed_worker_costs_its_request_only(
+    deadly: set[int], workers: int, signal_number: signal.Signals
+) -> None:
+    def job(request: bytes, slot: memoryview) -> bytes:
+        if _number(request) in deadly:
+            if signal_number == signal.SIGBUS:
+                _touch_what_is_not_there()
+            os.kill(os.getpid(), signal_number)
+        return _square(request, slot)
+
+    expected = [KILLED if number in deadly else number**2 for number in range(50)]
+    assert _run(job, 50, workers) == expected
+
+
+def test_every_request_kills() -> None:
+    def job(request: bytes, slot: memoryview) -> bytes:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return b""
+
+    assert _run(job, 100, 3) == [KILLED] * 100
+
+
+def test_a_worker_that_dies_idle_costs_at_most_what_it_is_asked_next() -> None:
+    with WorkerPool(lambda request, slot: str(os.getpid()).encode(), 2, SLOT_BYTES) as pool:
+        [result] = pool.map([b"who?"])
+        assert result.reply is not None
+        os.kill(int(result.reply), signal.SIGKILL)
+        replies = [result.reply for result in pool.map(_numbers(20))]
+    assert len(replies) == 20
+    assert replies.count(None) <= 1
+
+
+def test_requests_that_raise() -> None:
+    def requests() -> Iterator[bytes]:
+        yield from _numbers(7)
+        raise LookupError("no more")
+
+    def everything() -> None:
+        with WorkerPool(_square, 2, SLOT_BYTES) as pool:
+            for _ in pool.map(requests()):
+                pass
+
+    with pytest.raises(LookupError, match="no more"):
+        everything()
+
+
+def test_leaving_in_the_middle_ends_the_workers() -> None:
+    """Also those that would never have ended by themselves."""
+
+    def job(request: bytes, slot: memoryview) -> bytes:
+        if _number(request) > 4:
+            signal.pause()
+        return _square(request, slot)
+
+    class Enough(Exception):
+        pass
+
+    def some() -> None:
+        with WorkerPool(job, 2, SLOT_BYTES) as pool:
+            for result in pool.map(_numbers(100)):
+                if _number(result.request) == 4:
+                    raise Enough
+
+    with pytest.raises(Enough):
+        some()
+
+
+def test_leaving_early_without_an_error() -> None:
+    with WorkerPool(_square, 2, SLOT_BYTES) as pool:
+        next(pool.map(_numbers(100)))
+
+
+def test_alone() -> None:
+    """One request in a process of its own, while the workers have theirs."""
+
+    def job(request: bytes, slot: memoryview) -> bytes:
+        match request:
+            case b"die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case b"fail":
+                raise LookupError("nothing there")
+        slot[: len(request)] = request
+        return request.upper()
+
+    with WorkerPool(job, 2, SLOT_BYTES) as pool:
+        for result in pool.map([b"die", b"a", b"b", b"c"]):
+            if result.reply is None:
+                assert pool.alone(b"live", result.slot) == b"LIVE"
+                assert bytes(result.slot[:4]) == b"live"
+                assert pool.alone(b"die", result.slot) is KILLED
+                with pytest.raises(WorkerFailed, match="LookupError"):
+                    pool.alone(b"fail", result.slot)
+            else:
+                assert bytes(result.slot[:1]) == result.request
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_workers_do_not_run_the_parents_signal_handlers(signal_number: signal.Signals) -> None:
+    def job(request: bytes, slot: memoryview) -> bytes:
+        os.kill(os.getpid(), signal_number)
+        return b"survived"
+
+    def handler(*arguments: object) -> None:
+        raise AssertionError
+
+    former = signal.signal(signal_number, handler)
+    try:
+        assert _run(job, 3) == [KILLED] * 3
+    finally:
+        signal.signal(signal_number, former)
+
+
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    """Though it is killed: they read the end of their pipe."""
+    program = """
+import os, signal, sys
+from kdump_service.engine.workers import WorkerPool
+def job(request, slot):
+    return str(os.getpid()).encode()
+with WorkerPool(job, 3, 4096) as pool:
+    for result in pool.map(bytes([n]) for n in range(30)):
+        print(result.reply.decode(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    # The workers have its standard output: communicate() returns when the last of them is gone.
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    output, _ = parent.communicate(timeout=60)
+    assert parent.returncode == -signal.SIGKILL
+    assert len(set(output.split())) == 3
+
+
+def test_no_exception_leads_a_worker_into_the_parents_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where even forking goes wrong, the child ends; what is behind the fork is for the parent alone."""
+    parent = os.getpid()
+
+    def broken(pool: WorkerPool) -> None:
+        raise OSError("no descriptors")
+
+    monkeypatch.setattr(WorkerPool, "_become_child", broken)
+    try:
+        replies = _run(_square, 5)
+    finally:
+        if os.getpid() != parent:
+            os._exit(1)
+    assert replies == [KILLED] * 5

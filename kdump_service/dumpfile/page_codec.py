@@ -7,6 +7,8 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +28,8 @@ __all__ = [
 # Flags of a page descriptor and of the header's status (diskdump_mod.h of makedumpfile).
 FLAG_ZLIB, FLAG_LZO, FLAG_SNAPPY, FLAG_INCOMPLETE, FLAG_EXCLUDED_VMEMMAP, FLAG_ZSTD = 1, 2, 4, 8, 16, 32
 
-_Compress = Callable[[memoryview], bytes]
+_Compress = Callable[[memoryview, int, NDArray[np.intp]], list[Any]]
+"""Takes pages, the size of a page, and which of them; gives a buffer with a frame for each."""
 
 
 class PageKind(IntEnum):
@@ -57,14 +60,38 @@ def page_codec(name: str, level: int | None = None) -> PageCodec:
         import zstandard  # noqa: PLC0415  (optional codec)
 
         # Other readers want the size in the frame, though the format does not need it.
-        compress = zstandard.ZstdCompressor(level=level, write_content_size=True).compress
-        return PageCodec(name, FLAG_ZSTD, compress)
+        compressor = zstandard.ZstdCompressor(level=level, write_content_size=True)
+        if hasattr(compressor, "multi_compress_to_buffer"):
+            return PageCodec(name, FLAG_ZSTD, partial(_many_at_once, zstandard, compressor))
+        return PageCodec(name, FLAG_ZSTD, partial(_one_by_one, compressor.compress))
     if name == "zlib":
-        return PageCodec(name, FLAG_ZLIB, _zlib_compress(level))
+        return PageCodec(name, FLAG_ZLIB, partial(_one_by_one, _zlib_compress(level)))
     return PageCodec(name, 0, None)
 
 
-def _zlib_compress(level: int) -> _Compress:
+def _many_at_once(
+    zstandard: Any, compressor: Any, pages: memoryview, page_bytes: int, indices: NDArray[np.intp]
+) -> list[Any]:
+    """One call for all pages: saves a fifth of the time of a call for each (measured). Only the library's C
+    backend has it."""
+    segments = np.empty((len(indices), 2), np.uint64)
+    segments[:, 0] = indices * page_bytes
+    segments[:, 1] = page_bytes
+    if not len(indices):
+        return []
+    frames = compressor.multi_compress_to_buffer(
+        zstandard.BufferWithSegments(pages, segments.tobytes()), threads=1
+    )
+    return [frames[number] for number in range(len(indices))]
+
+
+def _one_by_one(
+    compress: Callable[[memoryview], bytes], pages: memoryview, page_bytes: int, indices: NDArray[np.intp]
+) -> list[Any]:
+    return [compress(pages[index * page_bytes : (index + 1) * page_bytes]) for index in indices.tolist()]
+
+
+def _zlib_compress(level: int) -> Callable[[memoryview], bytes]:
     """ISA-L makes the same format in less than half the time (measured); it has levels 0 to 3."""
     try:
         library = importlib.import_module("isal.isal_zlib")
@@ -97,22 +124,21 @@ def encode_pages(
     kinds = np.where(filled, PageKind.RAW, PageKind.ZERO).astype(np.uint8)
     kinds[lost] = PageKind.LOST
     sizes = np.zeros(len(kinds), np.uint32)
-    compress = codec.compress
-    end = 0
-    for index in np.flatnonzero(kinds == PageKind.RAW).tolist():
-        page = pages[index * page_bytes : (index + 1) * page_bytes]
-        start = end
-        if compress is not None:
-            data = compress(page)
-            if len(data) < page_bytes:
-                end = start + len(data)
-                target[start:end] = data
-                kinds[index] = PageKind.COMPRESSED
-                sizes[index] = end - start
-                continue
-        end = start + page_bytes
-        target[start:end] = page
-        sizes[index] = page_bytes
+    indices = np.flatnonzero(kinds == PageKind.RAW)
+    sizes[indices] = page_bytes
+    if codec.compress is None:
+        parts = [pages[index * page_bytes : (index + 1) * page_bytes] for index in indices.tolist()]
+    else:
+        parts = codec.compress(pages, page_bytes, indices)
+        lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+        shrunk = lengths < page_bytes
+        kinds[indices[shrunk]] = PageKind.COMPRESSED
+        sizes[indices[shrunk]] = lengths[shrunk]
+        for number in np.flatnonzero(~shrunk).tolist():
+            index = int(indices[number])
+            parts[number] = pages[index * page_bytes : (index + 1) * page_bytes]
+    data = b"".join(parts)
+    target[: len(data)] = data
     return EncodedPages(kinds, sizes)
 
 

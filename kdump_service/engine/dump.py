@@ -53,7 +53,7 @@ class WrittenDump:
     lost_pages: int = 0
     """Pages that could not be read."""
     lost: list[tuple[int, int]] = field(default_factory=list)
-    """Runs of them: first frame, number of frames."""
+    """Runs of them, in order: first frame, number of frames."""
     data_bytes: int = 0
     """What the pages take in the file."""
     killed_readers: int = 0
@@ -179,6 +179,7 @@ class Dump:
                         advance(self.written.pages, total)
             finally:
                 self.written.killed_readers = stream.deaths
+                self.written.lost.sort()  # early pages came before their turn
                 writer.flush()
         return writer
 

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from kdump_service.errors import TargetFull, TargetUnusable
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 __all__ = ["FileSink"]
 
@@ -57,7 +61,7 @@ class FileSink:
 
     def stream(self) -> BinaryIO:
         """The file as a stream, for what is written from front to back."""
-        return open(self._descriptor, "wb", closefd=False)
+        return cast(BinaryIO, _Stream(self))
 
     def commit(self) -> int:
         """Close the file and give it its name; its length."""
@@ -74,9 +78,28 @@ class FileSink:
         os.close(self._descriptor)
 
     def _translated(self, error: OSError) -> TargetFull | TargetUnusable:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return TargetFull(f"{self.path}: {error.strerror}", "Make room, or write to another folder.")
         if error.errno == errno.EEXIST:
             name = self.final_path if self.final_path.exists() else self.path
             return TargetUnusable(f"{name}: {error.strerror}", "Remove it, or write it anew with --force.")
         return TargetUnusable(f"{self.path}: {error.strerror}")
+
+
+class _Stream(io.RawIOBase):
+    """A sink that is written from front to back."""
+
+    def __init__(self, sink: FileSink) -> None:
+        self._sink = sink
+        self._position = 0
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def write(self, data: ReadableBuffer) -> int:
+        """All of it. Raises what the sink raises."""
+        view = memoryview(data)
+        self._sink.write_at(self._position, view)
+        self._position += view.nbytes
+        return view.nbytes

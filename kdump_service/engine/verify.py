@@ -20,13 +20,16 @@ __all__ = ["SAMPLE_PAGES", "check_descriptors", "sampled_runs", "verify_dump", "
 SAMPLE_PAGES = 1024
 """Pages that are compared where not all are asked for: enough to see a fault that hits one in 200 pages with
 a probability of 99 %."""
+_SAMPLE_TOGETHER = 8
 _PAGES_AT_ONCE = 64
 
 
-def sampled_runs(kept: PfnBitmap, most_pages: int) -> Iterator[NDArray[np.int64]]:
-    """Runs of at most so many frames in all, spread evenly over those that are kept."""
+def sampled_runs(kept: PfnBitmap, most_pages: int, together: int = 1) -> Iterator[NDArray[np.int64]]:
+    """Runs of at most so many frames in all, spread evenly over those that are kept, ``together`` by
+    ``together``: what stands in one compressed frame is then unpacked once."""
     total = len(kept)
-    wanted = np.unique(np.linspace(0, total - 1, min(total, most_pages)).astype(np.int64))
+    groups = np.linspace(0, total - 1, min(total, most_pages // together)).astype(np.int64)
+    wanted = np.unique(np.add.outer(groups, np.arange(together)))
     before = 0
     for chunk in range(kept.chunk_count):
         count = kept.count(chunk)
@@ -66,7 +69,7 @@ def verify_pages(
     total = len(kept) if every_page else min(SAMPLE_PAGES, len(kept))
     expected = memoryview(bytearray(_PAGES_AT_ONCE * page_bytes))
     found = memoryview(bytearray(_PAGES_AT_ONCE * page_bytes))
-    for runs in kept.runs() if every_page else sampled_runs(kept, SAMPLE_PAGES):
+    for runs in kept.runs() if every_page else sampled_runs(kept, SAMPLE_PAGES, _SAMPLE_TOGETHER):
         for first, count in runs.tolist():
             for start in range(0, count, _PAGES_AT_ONCE):
                 length = min(_PAGES_AT_ONCE, count - start)

@@ -309,6 +309,15 @@ class Machine:
         """Send a non-maskable interrupt to every CPU, as a management board would."""
         self._qmp.send({"execute": "inject-nmi"})
 
+    def dump_guest_memory(self, path: Path, form: str) -> None:
+        """Have QEMU save the running guest's memory on the host, as `virsh dump --memory-only` does."""
+        asked = time.monotonic()
+        arguments = {"paging": False, "protocol": f"file:{path}", "format": form}
+        self._qmp.send({"execute": "dump-guest-memory", "arguments": arguments})
+        event = self.wait_for_event("DUMP_COMPLETED", since=asked, timeout_sec=180)
+        if event.data["result"]["status"] != "completed":
+            raise MachineLost(f"dump-guest-memory: {event.data}")
+
     def _on_qmp(self, message: Message) -> None:
         if "event" in message:
             self.events.append(QmpEvent(time.monotonic(), message["event"], message.get("data", {})))

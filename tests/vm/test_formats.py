@@ -10,7 +10,9 @@ from pathlib import Path
 
 import drgn
 import pytest
+from drgn.helpers.linux.pid import for_each_task
 
+from .conftest import MachineFactory
 from .debuggers import OpenDump
 from .kdump_bitmaps import KdumpFile, RawPages
 from .lab import Lab
@@ -146,6 +148,30 @@ def small_file_system(folder: Path, size_bytes: int) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_what_qemu_saves(machine_factory: MachineFactory, lab_base: Lab, work: Path) -> None:
+    """A hypervisor's dump of a machine that did not crash, as ELF and as kdump-compressed file."""
+    with machine_factory(qemu_arguments=["-device", "vmcoreinfo"]) as machine:
+        release = machine.wait_for_boot().release
+        # By this module the guest tells QEMU where its VMCOREINFO is (docs/specs/vmcoreinfo.rst of QEMU).
+        machine.run("modprobe qemu_fw_cfg")
+        machine.dump_guest_memory(work / "elf", "elf")
+        machine.dump_guest_memory(work / "zlib", "kdump-zlib")
+    for source in ("elf", "zlib"):
+        told = kdumpctl("inspect", work / source).stdout
+        assert release in told
+        dump = convert(work / source, work / f"{source}.dump", "--verify")
+        assert dump.stat().st_size < 128 << 20  # of 1 GiB
+        core = convert(dump, work / f"{source}.core", "--format", "elf")
+        for converted in (dump, core):
+            program = drgn.Program()
+            program.set_core_dump(converted)
+            program.load_debug_info([vmlinux(lab_base.cache, lab_base.tree)])
+            assert program["init_uts_ns"].name.release.string_().decode() == release
+            assert {"systemd", "kthreadd"} <= {
+                task.comm.string_().decode() for task in for_each_task(program)
+            }
 
 
 def test_log_and_inspection_of_a_dump(reference: Reference, work: Path) -> None:

@@ -41,13 +41,13 @@ lint: setup
 	$(VENV)/bin/pytest tests/lint
 
 test-unit: setup
-	$(VENV)/bin/pytest tests/unit tests/bus
+	$(VENV)/bin/pytest tests/unit tests/fuzz tests/bus
 
 test-vm: setup
 	$(VENV)/bin/pytest tests/vm
 
 test: setup
-	$(VENV)/bin/pytest tests/lint tests/unit tests/bus tests/vm
+	$(VENV)/bin/pytest tests/lint tests/unit tests/fuzz tests/bus tests/vm
 
 demo: setup
 	@$(VENV)/bin/python -m tests.vm.demo

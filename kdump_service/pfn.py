@@ -13,13 +13,20 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CHUNK_PAGES", "BoolArray", "PfnBitmap", "chunks_of", "fill_range", "runs_of"]
+from kdump_service.errors import BadVmcore
+
+__all__ = ["CHUNK_PAGES", "MOST_PFN", "BoolArray", "PfnBitmap", "chunks_of", "fill_range", "runs_of"]
 
 CHUNK_PAGES = 1 << 18
 """Frames handled at once: 1 GiB of pages of 4 KiB. A power of two, so that naturally aligned groups of pages
 (a free block of the buddy allocator, a huge page) lie within one chunk."""
 
+MOST_PFN = 1 << 36
+"""Addresses of 48 bits in pages of 4 KiB: no machine has memory there, and a file that claims some would keep
+us busy for hours. (The highest known is that of NVIDIA's Grace Hopper, below 47 bits.)"""
+
 _ZLIB_LEVEL = 1
+_FULL = zlib.compress(b"\xff" * (CHUNK_PAGES // 8), _ZLIB_LEVEL)
 
 BoolArray = NDArray[np.bool_]
 
@@ -50,9 +57,12 @@ class PfnBitmap:
     """A set of page frames below ``end_pfn``, filled chunk by chunk."""
 
     def __init__(self, end_pfn: int) -> None:
+        """Raises BadVmcore if that is more than any machine has."""
+        if end_pfn > MOST_PFN:
+            raise BadVmcore(f"claims memory up to page frame {end_pfn:#x}, which no machine has")
         self.end_pfn = end_pfn
-        self._chunks: list[bytes] = [b""] * chunks_of(end_pfn)  # empty: no frame
-        self._counts = np.zeros(len(self._chunks), np.int64)
+        self._chunks: dict[int, bytes] = {}  # those with any frame
+        self._counts = np.zeros(chunks_of(end_pfn), np.int64)
         self._last: tuple[int, BoolArray] | None = None
 
     def __len__(self) -> int:
@@ -68,7 +78,7 @@ class PfnBitmap:
     @property
     def chunk_count(self) -> int:
         """Chunks up to ``end_pfn``."""
-        return len(self._chunks)
+        return len(self._counts)
 
     def count(self, chunk: int) -> int:
         """How many frames of a chunk are in the set."""
@@ -81,15 +91,20 @@ class PfnBitmap:
     def set_bits(self, chunk: int, bits: BoolArray) -> None:
         """Replace a chunk by ``CHUNK_PAGES`` bits."""
         count = int(np.count_nonzero(bits))
-        packed = np.packbits(bits, bitorder="little").tobytes() if count else b""
-        self._chunks[chunk] = zlib.compress(packed, _ZLIB_LEVEL) if count else b""
+        if not count:
+            self._chunks.pop(chunk, None)
+        elif count == CHUNK_PAGES:
+            self._chunks[chunk] = _FULL
+        else:
+            packed = np.packbits(bits, bitorder="little").tobytes()
+            self._chunks[chunk] = zlib.compress(packed, _ZLIB_LEVEL)
         self._counts[chunk] = count
         self._last = None
 
     def packed(self, chunk: int) -> bytes:
         """A chunk as bytes, the first frame in the lowest bit: the form of kdump-compressed files."""
-        data = self._chunks[chunk]
-        return zlib.decompress(data) if data else bytes(CHUNK_PAGES // 8)
+        data = self._chunks.get(chunk)
+        return bytes(CHUNK_PAGES // 8) if data is None else zlib.decompress(data)
 
     def bits(self, chunk: int) -> BoolArray:
         """A chunk, one element a frame; not to be written to."""
@@ -100,6 +115,5 @@ class PfnBitmap:
 
     def runs(self) -> Iterator[NDArray[np.int64]]:
         """Runs of frames in order, as ``runs_of`` gives them; none crosses the end of a chunk."""
-        for chunk in range(self.chunk_count):
-            if self._counts[chunk]:
-                yield runs_of(self.bits(chunk), chunk * CHUNK_PAGES)
+        for chunk in np.flatnonzero(self._counts).tolist():
+            yield runs_of(self.bits(chunk), chunk * CHUNK_PAGES)

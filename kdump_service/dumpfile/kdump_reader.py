@@ -207,7 +207,8 @@ class KdumpFile:
                 f"{self.header.bitmap_blocks} blocks of bitmaps are too few for {self.end_pfn} frames"
             )
         self._descriptors_offset = self._bitmaps_offset + bitmap_bytes
-        if self._descriptors_offset > self.size_bytes:
+        # A flattened file may claim any length, but holds the bitmaps as they are.
+        if self._descriptors_offset > min(self.size_bytes, self.path.stat().st_size):
             raise BadVmcore(
                 f"ends after {self.size_bytes:#x} bytes, within the bitmaps, which reach to "
                 f"{self._descriptors_offset:#x}"

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,12 +80,15 @@ def survey_pages(
             verdict.judged_pages,
         )
 
-    requests = (chunk.to_bytes(8, "little") for chunk in range(chunks_of(source.end_pfn)))
+    def requests() -> Iterator[bytes]:
+        for chunk in range(result.existing.chunk_count):
+            result.existing.set_bits(chunk, source.existing(chunk))
+            if source.present(chunk).any():
+                yield chunk.to_bytes(8, "little")
+
     with WorkerPool(judge, workers, _CHUNK_BYTES) as pool:
-        for outcome in pool.map(requests):
+        for outcome in pool.map(requests()):
             chunk = int.from_bytes(outcome.request, "little")
-            existing = source.existing(chunk)
-            result.existing.set_bits(chunk, existing)
             if outcome.reply is None:
                 # A struct page killed its reader: whatever the chunk holds is kept.
                 bits = source.present(chunk)

@@ -23,14 +23,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
-from kdump_service.errors import WorkerFailed
+from kdump_service.errors import KdumpError, WorkerFailed, error_class
 
 __all__ = ["Job", "Result", "WorkerPool"]
 
 Job = Callable[[bytes, memoryview], bytes]
 
 _HEADER = struct.Struct("<IBI")  # slot, status, bytes that follow
-_OK, _FAILED = 0, 1
+_OK, _REFUSED, _FAILED = 0, 1, 2
 _DEPTH = 2
 """Requests at one worker: the one that it does, and one more so that it need not wait for us."""
 
@@ -210,6 +210,8 @@ def _answer(job: Job, descriptor: int, slot: int, request: bytes, memory: memory
     status = _OK
     try:
         reply = job(request, memory)
+    except KdumpError as error:
+        status, reply = _REFUSED, "\0".join((error.dbus_name(), error.hint, str(error))).encode()
     except BaseException as error:  # the edge of this process: told to the parent, which raises it
         status, reply = _FAILED, f"{type(error).__name__}: {error}".encode()
     try:
@@ -220,9 +222,13 @@ def _answer(job: Job, descriptor: int, slot: int, request: bytes, memory: memory
 
 def _reply_of(answer: tuple[int, int, bytes]) -> bytes:
     _, status, reply = answer
-    if status != _OK:
-        raise WorkerFailed(reply.decode("utf-8", "replace"))
-    return reply
+    if status == _OK:
+        return reply
+    text = reply.decode("utf-8", "replace")
+    if status == _REFUSED:
+        name, hint, message = text.split("\0", 2)
+        raise error_class(name)(message, hint)
+    raise WorkerFailed(text)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

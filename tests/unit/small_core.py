@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdump_service.dumpfile.elf_writer import FILL, ElfPlan, batches_of, encode_raw, plan_elf
+from kdump_service.dumpfile.elf_writer import FILL, ElfPlan, ElfWriter, batches_of, encode_raw, plan_elf
+from kdump_service.dumpfile.kdump_writer import KdumpWriter
+from kdump_service.dumpfile.lz4_file import Lz4ElfWriter
 from kdump_service.dumpfile.page_codec import EncodedPages
-from kdump_service.dumpfile.sink import DumpWriter, Sink
+from kdump_service.dumpfile.sink import Sink
 from kdump_service.pfn import CHUNK_PAGES, PfnBitmap, chunks_of
 from kdump_service.vmcore.page_source import ElfPages, PageSource
 from kdump_service.vmcore.reader import Vmcore
@@ -85,7 +87,7 @@ def plan_of(core: Vmcore, pages: Iterable[int]) -> tuple[ElfPlan, PfnBitmap]:
 
 
 def write_pages(
-    writer: DumpWriter,
+    writer: KdumpWriter | ElfWriter | Lz4ElfWriter,
     source: PageSource,
     runs: Iterable[NDArray[np.int64]],
     encode: Encode = encode_raw,
@@ -102,11 +104,19 @@ def write_pages(
                 source.read_pages(pfn, 1, memoryview(pages)[index * PAGE : (index + 1) * PAGE])
         target = memoryview(bytearray(len(pages) + 4096))
         encoded = encode(memoryview(pages), PAGE, np.isin(pfns, list(lost)), target)
-        writer.write(encoded, target[: int(encoded.sizes.sum())])
+        data = target[: int(encoded.sizes.sum())]
+        if isinstance(writer, KdumpWriter):
+            writer.write(array, encoded, data)
+        else:
+            writer.write(encoded, data)
 
 
 def write_elf(
-    writer: DumpWriter, core: Vmcore, plan: ElfPlan, kept: PfnBitmap, encode: Encode = encode_raw
+    writer: ElfWriter | Lz4ElfWriter,
+    core: Vmcore,
+    plan: ElfPlan,
+    kept: PfnBitmap,
+    encode: Encode = encode_raw,
 ) -> None:
     """Write and finish a dump."""
     write_pages(writer, ElfPages(core), batches_of(plan, kept), encode)

@@ -17,11 +17,12 @@ from kdump_service.dumpfile.elf_writer import FILL
 from kdump_service.dumpfile.kdump_reader import KdumpFile
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.dumpfile.page_codec import EncodedPages, PageKind, encode_pages, page_codec
+from kdump_service.engine import page_stream, vital
 from kdump_service.engine.dump import Dump, identity_of
 from kdump_service.engine.file_sink import FileSink
 from kdump_service.engine.page_stream import Batch, PageStream, batches
 from kdump_service.engine.survey import Survey, survey_everything, survey_pages
-from kdump_service.engine.verify import check_descriptors, verify_dump
+from kdump_service.engine.verify import SAMPLE_PAGES, check_descriptors, verify_dump
 from kdump_service.engine.virtual_loads import virtual_loads
 from kdump_service.errors import BadVmcore, VerificationFailed
 from kdump_service.vmcore.page_source import PageSource
@@ -155,10 +156,17 @@ def test_a_page_that_is_in_a_batch_of_its_own(machine: Machine) -> None:
     assert deaths == 1
 
 
+@pytest.fixture
+def few_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad pages are looked for one by one only a few times."""
+    monkeypatch.setattr(page_stream, "_MOST_DEATHS", 10)
+
+
+@pytest.mark.usefixtures("few_deaths")
 def test_many_deadly_pages_cost_batches_but_it_ends(machine: Machine) -> None:
-    faults = dict.fromkeys((*range(768, 1008), 1296), kills)
+    faults = dict.fromkeys((*range(0x300, 0x3F0), 0x510), kills)
     found, deaths = _read(PagesOfMachine(ImageOfMachine(machine), faults=faults), [(0x200, 0x600)])
-    assert 64 < deaths < 80
+    assert 10 < deaths < 25
     missing = set(range(0x200, 0x800)) - found.keys()
     assert faults.keys() <= missing
     # In the batch with which it began, some are left beside; behind it, the batch is lost with its page.
@@ -202,6 +210,19 @@ def test_bad_pages_are_told_and_the_rest_is_saved(
                 dump.pages.read_pages(0x301, 1, memoryview(bytearray(4096)))
 
 
+def test_lost_pages_are_told_in_order(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though some are read before their turn. Verification relies on it: to read them again may kill."""
+    monkeypatch.setattr(vital, "_EARLY_BYTES", MIB)
+    faults = dict.fromkeys((0x180, 0x1000, 0x1F80, 0x1FF0), kills)
+    survey, written = dump_machine(machine, tmp_path / "dump", DumpOptions(0, threads=2), faults)
+    assert written.lost == [(pfn, 1) for pfn in sorted(faults)]
+    source = PagesOfMachine(ImageOfMachine(machine), faults=faults)
+    with open_image(tmp_path / "dump") as dump:
+        verify_dump(source, dump, survey.kept, every_page=True, lost=written.lost)
+
+
 @pytest.mark.parametrize("dump_format", ["kdump", "elf"])
 def test_broken_memory_is_never_read(tmp_path: Path, dump_format: str) -> None:
     machine = Machine(memory=SMALL)
@@ -223,16 +244,17 @@ def test_counts_of_pages_of_zeros_and_what_does_not_shrink(tmp_path: Path) -> No
     assert 0x1E00 < written.pages - 10 > written.zero_pages > 0x1900
 
 
-def test_a_gap_in_an_elf_core_is_no_lost_page(machine: Machine, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("few_deaths")
+def test_a_gap_in_an_elf_core_is_no_lost_page(tmp_path: Path) -> None:
     """Frames that stand for a gap are lost with their batch where too many readers died, but nobody misses
     them."""
     made = Machine(memory=SMALL)
     made.fill(0x200, 0x600)
     for pfn in range(0x200, 0x800, 2):
         made.pages.anon(pfn)
-    faults = dict.fromkeys(range(513, 1025, 2), kills)
+    faults = dict.fromkeys(range(0x201, 0x401, 2), kills)
     survey, written = dump_machine(made, tmp_path / "dump", DumpOptions(31, "elf", threads=2), faults)
-    assert written.killed_readers > 64
+    assert 10 < written.killed_readers < 25
     assert written.pages == len(survey.kept)
     assert all(pfn in survey.kept and count == 1 for pfn, count in written.lost)
     assert {pfn for pfn, _ in written.lost} >= faults.keys()
@@ -377,7 +399,7 @@ def _descriptor_offset(path: Path, pfn: int) -> int:
 
 def test_a_sound_file(dumped: tuple[PagesOfMachine, Survey, Path]) -> None:
     assert _verify(dumped) == len(dumped[1].kept)
-    assert _verify(dumped, every_page=False) == 1024
+    assert 900 < _verify(dumped, every_page=False) <= SAMPLE_PAGES
 
 
 def test_one_wrong_byte(dumped: tuple[PagesOfMachine, Survey, Path]) -> None:

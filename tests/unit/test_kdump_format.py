@@ -20,7 +20,7 @@ from kdump_service.dumpfile import kdump_writer
 from kdump_service.dumpfile.kdump_format import Header, Layout, SubHeader, pack_header, parse_header
 from kdump_service.dumpfile.kdump_reader import KdumpFile
 from kdump_service.dumpfile.page_codec import decompressor, encode_pages, page_codec
-from kdump_service.engine import page_stream
+from kdump_service.engine import page_stream, vital
 from kdump_service.engine.dump import Dump
 from kdump_service.engine.survey import Survey, survey_pages
 from kdump_service.errors import BadVmcore, TargetFull
@@ -34,6 +34,7 @@ COMPRESSIONS = ["zstd", "zlib", "none"]
 ZLIB, INCOMPLETE, ZSTD = 0x1, 0x8, 0x20
 LENGTHS = {4096: 15 * MIB, 16384: 31 * MIB, 65536: 71 * MIB}
 """Memory of machines, by their page size."""
+EARLY_PAGES = 256
 FIRST = 0x300
 """Frames from here on have content: 32 that does not shrink, 32 that does, and 32 of user memory."""
 
@@ -354,16 +355,32 @@ def _write(machine: Machine, sink: _RecordingSink, compression: str = "zstd") ->
     return writer
 
 
-@pytest.fixture(scope="module")
-def recorded() -> Iterator[_RecordingSink]:
-    """A dump that was written in many small steps."""
+@contextlib.contextmanager
+def _many_small_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kdump_writer, "_DESCRIPTORS_AT_ONCE", 200)
-        patch.setattr(page_stream, "BATCH_BYTES", 16 * 4096)
+        patch.setattr(page_stream, "BATCH_BYTES", 32 * 4096)
+        patch.setattr(vital, "_EARLY_BYTES", EARLY_PAGES * 4096)
+        yield
+
+
+@pytest.fixture(scope="module")
+def recorded() -> _RecordingSink:
+    with _many_small_steps():
         sink = _RecordingSink()
         _write(_machine(), sink).finish(complete=True)
-    assert len(sink.writes) > 20
-    yield sink
+    assert len(sink.writes) > 40
+    return sink
+
+
+def _in_order_of_writing(machine: Machine) -> list[int]:
+    """The kernel's image, its page tables and the top of memory first; without them, nobody opens a dump."""
+    kept = set(np.flatnonzero(_survey(machine).kept.bits(0)).tolist())
+    image = machine.image_physical // 4096
+    tables = [machine.root_physical, *machine.tables.made.values()]
+    vital_frames = {*range(image, image + 512), *(address // 4096 for address in tables)}
+    vital_frames |= set(range(0x1000 - EARLY_PAGES, 0x1000))
+    return sorted(kept & vital_frames) + sorted(kept - vital_frames)
 
 
 def _readable(machine: Machine, path: Path) -> set[int]:
@@ -385,13 +402,14 @@ def test_cut_off_at_any_point_while_it_was_written(
 ) -> None:
     path = tmp_path / "dump"
     found: set[int] = set()
-    for calls in range(recorded.head_calls + 1, len(recorded.writes)):  # the last one takes the flag away
+    last = len(recorded.writes) - 1  # the one behind it takes the flag away
+    for calls in (*range(recorded.head_calls + 1, last, 2), last):
         length = len(recorded.writes[calls - 1][1])
         for cut in (length // 2, length):
             path.write_bytes(recorded.content(calls, cut))
             before, found = found, _readable(machine, path)
             assert found >= before
-    assert len(found) == len(np.flatnonzero(_survey(machine).kept.bits(0)))
+    assert found == set(_in_order_of_writing(machine))
     path.write_bytes(recorded.content())
     with KdumpFile(path) as dump:
         assert not dump.incomplete
@@ -417,8 +435,8 @@ def test_cut_off_within_headers_and_bitmaps(recorded: _RecordingSink, tmp_path: 
 
 def test_drgn_opens_what_was_cut_off(machine: Machine, recorded: _RecordingSink, tmp_path: Path) -> None:
     path = tmp_path / "dump"
-    kept = np.flatnonzero(_survey(machine).kept.bits(0)).tolist()
-    for calls in range(recorded.head_calls + 1, len(recorded.writes), 7):
+    kept = sorted(_in_order_of_writing(machine))
+    for calls in range(recorded.head_calls + 1, len(recorded.writes), len(recorded.writes) // 8):
         path.write_bytes(recorded.content(calls, 100))
         readable = _readable(machine, path)
         program = _open_in_drgn(path)
@@ -450,18 +468,22 @@ def test_a_full_target_keeps_what_it_took(
 ) -> None:
     pages_bytes = len(recorded.content()) - recorded.head_bytes
     sink = _RecordingSink(recorded.head_bytes + int(pages_bytes * room))
-    with pytest.raises(TargetFull):
+    with _many_small_steps(), pytest.raises(TargetFull):
         _write(machine, sink)
     path = tmp_path / "dump"
     path.write_bytes(sink.content())
     found = _readable(machine, path)
-    kept = np.flatnonzero(_survey(machine).kept.bits(0)).tolist()
     # All up to some frame, and none behind it.
+    kept = _in_order_of_writing(machine)
     assert found == set(kept[: len(found)])
     assert found
     program = _open_in_drgn(path)
     for pfn in kept[:: len(kept) // 100]:
         assert _drgn_page(program, machine, pfn) == (_content(machine, pfn) if pfn in found else None)
+    if room > 0.2:
+        # By virtual addresses too: the page tables are there.
+        for pfn in kept[: len(found) : 100]:
+            assert program.read(machine.direct(pfn * 4096), 4096) == _content(machine, pfn)
 
 
 def test_no_room_for_headers() -> None:

@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Files that somebody has tampered with: an error of ours, in bounded time and memory, or a result.
+
+Each example runs in a process of its own, whose address space and time are limited. Examples are the same in
+each run; ``HYPOTHESIS_EXAMPLES=1000`` looks for more, with other ones.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import struct
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from kdump_service.dump_options import DumpOptions
+from kdump_service.dumpfile.open_image import open_image
+from kdump_service.engine.convert import convert_file
+from kdump_service.engine.inspect import inspect_file
+from kdump_service.errors import KdumpError, WorkerFailed
+from kdump_service.vmcore.address_space import AddressSpace
+from kdump_service.vmcore.printk import read_log
+from tests.builders import printk_ring
+from tests.builders.machine_memory import X86_64, Aarch64, Machine
+from tests.builders.printk_ring import PrintkRing
+
+MIB = 1 << 20
+NOTES_AT = 4096
+MOST_BYTES = 512 * MIB
+"""More address space than before. Workers share some MiB; what a header claims may be anything."""
+MOST_SECONDS = 10
+"""An example takes a fraction of a second."""
+
+_EXAMPLES = os.environ.get("HYPOTHESIS_EXAMPLES")
+
+
+def _settings(examples: int) -> settings:
+    return settings(
+        max_examples=int(_EXAMPLES or examples),
+        derandomize=not _EXAMPLES,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate,),  # shrinking what takes too long would take too long
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+# Files, and where in them is what
+
+
+@dataclass
+class Sample:
+    """A sound file that is damaged for each example, and mended again."""
+
+    path: Path
+    regions: dict[str, list[tuple[int, int]]] = field(default_factory=dict, repr=False)
+    """Offset and length of pieces, by what they are."""
+
+    def __post_init__(self) -> None:
+        self.content = self.path.read_bytes()
+
+    @contextmanager
+    def damaged(self, edits: list[tuple[int, bytes]], length: int | None = None) -> Iterator[Path]:
+        """The file with these bytes at these offsets, cut off at a length."""
+        with self.path.open("r+b") as file:
+            for offset, data in edits:
+                file.seek(offset)
+                file.write(data)
+            file.truncate(len(self.content) if length is None else length)
+            file.flush()
+            try:
+                yield self.path
+            finally:
+                if length is not None:
+                    file.seek(length)
+                    file.write(self.content[length:])
+                for offset, data in edits:
+                    file.seek(offset)
+                    file.write(self.content[offset : offset + len(data)])
+
+
+def _machine(architecture: X86_64 | Aarch64) -> Machine:
+    machine = Machine(architecture, memory=[(MIB, 11 * MIB)], generation="6.12", memmap_leaf_bytes=4096)
+    machine.fill(0x100, 32)
+    for pfn, put in enumerate(("buddy", "cache", "anon", "slab", "offline", "swapcache"), 0x110):
+        getattr(machine.pages, put)(pfn)
+    machine.pages.hugetlb(0x200)
+    machine.pages.buddy(0x400, 5)
+    ring = PrintkRing(address=machine.direct(0x180 * 4096))
+    for number in range(12):
+        ring.print(f"line {number}")
+    machine.write(0x180 * 4096, bytes(ring))
+    machine.vmcoreinfo |= printk_ring.VMCOREINFO | {"SYMBOL(prb)": f"{ring.address:x}"}
+    return machine
+
+
+def _core(machine: Machine, folder: Path) -> Sample:
+    sample = Sample(machine.write_elf(folder / f"core-{machine.architecture.e_machine}"))
+    [_, load] = machine.loads()
+
+    def at(physical: int) -> int:
+        return load.offset + physical - load.physical
+
+    tables = [machine.root_physical, *machine.tables.made.values()]
+    blocks = [machine.memmap_physical(pfn) for pfn in (0x100, 0x200, 0x400)]
+    sample.regions = {
+        "headers": [(0, 64), (64, 56), (120, 56), (176, 56)],
+        "notes": [(NOTES_AT, len(machine.notes()))],
+        "page tables": [(at(table), 4096) for table in tables],
+        "sections": [
+            (at(machine.mem_section), 64),
+            *((at(root), 64) for root in machine._roots.values()),
+        ],
+        "struct pages": [(at(block), 32 * 64) for block in blocks],
+        "log": [(at(0x180 * 4096) + start, 512) for start in (0, 256, 4096, 8192, 12288)],
+    }
+    return sample
+
+
+def _words(sample: Sample, name: str) -> list[int]:
+    """Offsets of words in a region that are not zero: entries that say something."""
+    return [
+        offset
+        for start, length in sample.regions[name]
+        for offset in range(start, start + length - 7, 8)
+        if any(sample.content[offset : offset + 8])
+    ]
+
+
+@pytest.fixture(scope="module")
+def machines() -> list[Machine]:
+    return [_machine(X86_64()), _machine(Aarch64())]
+
+
+@pytest.fixture(scope="module")
+def cores(machines: list[Machine], tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    folder = tmp_path_factory.mktemp("cores")
+    return [_core(machine, folder) for machine in machines]
+
+
+@pytest.fixture(scope="module")
+def dumps(cores: list[Sample]) -> dict[str, Sample]:
+    folder = cores[0].path.parent
+
+    def dump(name: str, options: DumpOptions, *, flattened: bool = False) -> Sample:
+        convert_file(cores[0].path, folder / name, options, flattened=flattened)
+        return Sample(folder / name)
+
+    result = {
+        "zstd": dump("zstd", DumpOptions(31)),
+        "zlib": dump("zlib", DumpOptions(31, compression="zlib")),
+        "lz4": dump("lz4", DumpOptions(31, "elf", "lz4")),
+        "flattened": dump("flattened", DumpOptions(31), flattened=True),
+    }
+    for name in ("zstd", "zlib"):
+        sample = result[name]
+        with open_image(sample.path) as opened:
+            data_offset = opened.image.data_offset  # type: ignore[union-attr]
+            count = opened.image.page_count  # type: ignore[union-attr]
+        sample.regions = {
+            "header": [(0, 12), (408, 56)],
+            "sub header": [(4096, 104)],
+            "notes": [(4200, 1000)],
+            "bitmaps": [
+                (data_offset - 24 * count - 8192 + 32, 64),
+                (data_offset - 24 * count - 4096 + 32, 64),
+            ],
+            "descriptors": [(data_offset - 24 * count, 24 * count)],
+            "pages": [(data_offset + 4096, len(sample.content) - data_offset - 4096)],
+        }
+    sample = result["lz4"]
+    sample.regions = {
+        "slot": [(0, 256)],
+        "frame": [(256, 64)],
+        "frames": [
+            (offset, 32)
+            for offset in range(256, len(sample.content) - 32)
+            if sample.content.startswith(b"\x04\x22\x4d\x18", offset)
+        ],
+        "anything": [(0, len(sample.content))],
+    }
+    sample = result["flattened"]
+    records = []
+    position = 4096
+    while position < len(sample.content):
+        records.append((position, 16))
+        position += 16 + max(struct.unpack_from(">q", sample.content, position + 8)[0], 0)
+    sample.regions = {"header": [(0, 32)], "records": records, "anything": [(0, len(sample.content))]}
+    return result
+
+
+# What is done with a file
+
+
+def _use(path: Path) -> None:
+    """All that is done with files that others gave us."""
+
+    def log() -> None:
+        with open_image(path, truncated_ok=True) as opened:
+            space = AddressSpace(opened.image)
+            for _ in read_log(opened.image.vmcoreinfo, space, opened.image.byte_order):
+                pass
+
+    def convert() -> None:
+        options = DumpOptions(31, "kdump", "none")
+        convert_file(path, path.with_suffix(".out"), options, replace=True)
+
+    def convert_to_elf() -> None:
+        convert_file(path, path.with_suffix(".out"), DumpOptions(0, "elf", "none"), replace=True)
+
+    acts: list[Callable[[], object]] = [
+        log,
+        lambda: inspect_file(path, every_page=True, progress=lambda *told: None),
+        convert,
+        convert_to_elf,
+    ]
+    for act in acts:
+        try:
+            act()
+        except WorkerFailed:
+            raise  # that hides an exception of another kind
+        except KdumpError as error:
+            assert error.explanation()
+
+
+def _too_long(*arguments: object) -> None:
+    raise TimeoutError(f"not done after {MOST_SECONDS} s")
+
+
+def _limited(act: Callable[[], None]) -> None:
+    """Do it in a process of its own, with limits; an exception there is a failure here."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            signal.signal(signal.SIGALRM, _too_long)
+            signal.alarm(MOST_SECONDS)
+            resource.setrlimit(resource.RLIMIT_CPU, (2 * MOST_SECONDS, 2 * MOST_SECONDS))
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + MOST_BYTES, used + MOST_BYTES))
+            act()
+        except BaseException:
+            os.write(write_end, traceback.format_exc().encode()[-60000:])
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    with open(read_end, "rb") as pipe:
+        told = pipe.read().decode()
+    _, status = os.waitpid(pid, 0)
+    assert not told, told
+    assert os.WIFEXITED(status), f"ended by {signal.Signals(os.WTERMSIG(status)).name}"
+
+
+# Damage
+
+INTERESTING = [0, 1, 2, 7, 255, 4095, 4096, 65535, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
+INTERESTING += [1 << 32, 1 << 40, 1 << 47, 1 << 52, 1 << 56, (1 << 62) - 1, 1 << 62, (1 << 63) - 1, 1 << 63]
+INTERESTING += [(1 << 64) - 4096, (1 << 64) - 2, (1 << 64) - 1]
+NUMBERS = st.sampled_from(INTERESTING) | st.integers(0, (1 << 64) - 1)
+
+
+@st.composite
+def _values(draw: st.DrawFn) -> bytes:
+    """Some bytes, often a number that means trouble."""
+    size = draw(st.sampled_from([1, 2, 4, 8, 8]))
+    order = draw(st.sampled_from(["little", "little", "big"]))
+    return (draw(NUMBERS) % (1 << 8 * size)).to_bytes(size, order)  # type: ignore[arg-type]
+
+
+@st.composite
+def _edits(draw: st.DrawFn, sample: Sample, names: list[str]) -> list[tuple[int, bytes]]:
+    """One to three changes somewhere in these regions."""
+    edits = []
+    for _ in range(draw(st.integers(1, 3))):
+        start, length = draw(st.sampled_from(sample.regions[draw(st.sampled_from(names))]))
+        data = draw(_values())
+        offset = start + draw(st.integers(0, max(length - 1, 0)))
+        if draw(st.booleans()):
+            offset -= (offset - start) % len(data)
+        edits.append((offset, data[: max(len(sample.content) - offset, 0)]))
+    return edits
+
+
+@_settings(30)
+@given(data=st.data())
+def test_elf_headers_and_notes(cores: list[Sample], data: st.DataObject) -> None:
+    sample = data.draw(st.sampled_from(cores))
+    with sample.damaged(data.draw(_edits(sample, ["headers", "headers", "notes"]))) as path:
+        _limited(lambda: _use(path))
+
+
+@_settings(30)
+@given(data=st.data())
+def test_page_tables_and_sections(cores: list[Sample], data: st.DataObject) -> None:
+    sample = data.draw(st.sampled_from(cores))
+    name = data.draw(st.sampled_from(["page tables", "page tables", "sections"]))
+    words = _words(sample, name)
+    edits = data.draw(_edits(sample, [name]))
+    edits += [
+        (data.draw(st.sampled_from(words)), data.draw(NUMBERS).to_bytes(8, "little"))
+        for _ in range(data.draw(st.integers(0, 2)))
+    ]
+    with sample.damaged(edits) as path:
+        _limited(lambda: _use(path))
+
+
+@_settings(15)
+@given(data=st.data())
+def test_page_tables_that_lead_to_each_other(
+    machines: list[Machine], cores: list[Sample], data: st.DataObject
+) -> None:
+    """Loops, and the same table at several levels."""
+    number = data.draw(st.integers(0, 1))
+    machine, sample = machines[number], cores[number]
+    tables = [machine.root_physical, *machine.tables.made.values()]
+    edits = [
+        (
+            data.draw(st.sampled_from(_words(sample, "page tables"))),
+            machine.architecture.table_entry(data.draw(st.sampled_from(tables))).to_bytes(8, "little"),
+        )
+        for _ in range(data.draw(st.integers(1, 4)))
+    ]
+    with sample.damaged(edits) as path:
+        _limited(lambda: _use(path))
+
+
+@_settings(15)
+@given(data=st.data())
+def test_struct_pages(cores: list[Sample], data: st.DataObject) -> None:
+    sample = data.draw(st.sampled_from(cores))
+    with sample.damaged(data.draw(_edits(sample, ["struct pages"]))) as path:
+        _limited(lambda: _use(path))
+
+
+@_settings(15)
+@given(data=st.data())
+def test_log_buffers(cores: list[Sample], data: st.DataObject) -> None:
+    sample = data.draw(st.sampled_from(cores))
+    with sample.damaged(data.draw(_edits(sample, ["log"]))) as path:
+        _limited(lambda: _use(path))
+
+
+@_settings(40)
+@given(data=st.data())
+def test_vmcoreinfo(machines: list[Machine], cores: list[Sample], data: st.DataObject) -> None:
+    number = data.draw(st.integers(0, 1))
+    machine, sample = machines[number], cores[number]
+    former = dict(machine.vmcoreinfo)
+    for key in data.draw(st.lists(st.sampled_from(sorted(former)), min_size=1, max_size=3)):
+        value = data.draw(NUMBERS)
+        machine.vmcoreinfo[key] = data.draw(
+            st.sampled_from(
+                [str(value), str(-value), f"{value:x}", f"0x{value:x}", "", "x", "9" * 5000, "\0"]
+            )
+        )
+    notes = machine.notes()
+    machine.vmcoreinfo = former
+    lengths = struct.pack("<QQ", len(notes), len(notes))
+    with sample.damaged([(NOTES_AT, notes), (64 + 32, lengths)]) as path:
+        _limited(lambda: _use(path))
+
+
+@_settings(50)
+@given(data=st.data())
+@pytest.mark.parametrize("compression", ["zstd", "zlib"])
+def test_kdump_compressed_files(dumps: dict[str, Sample], data: st.DataObject, compression: str) -> None:
+    sample = dumps[compression]
+    names = ["header", "sub header", "notes", "bitmaps", "descriptors", "descriptors", "pages", "pages"]
+    with sample.damaged(data.draw(_edits(sample, names))) as path:
+        _limited(lambda: _use(path))
+
+
+@_settings(40)
+@given(data=st.data())
+def test_flattened_files(dumps: dict[str, Sample], data: st.DataObject) -> None:
+    sample = dumps["flattened"]
+    with sample.damaged(data.draw(_edits(sample, ["header", "records", "records", "anything"]))) as path:
+        _limited(lambda: _use(path))
+
+
+@_settings(40)
+@given(data=st.data())
+def test_lz4_frames(dumps: dict[str, Sample], data: st.DataObject) -> None:
+    sample = dumps["lz4"]
+    with sample.damaged(data.draw(_edits(sample, ["slot", "frame", "frames", "anything"]))) as path:
+        _limited(lambda: _use(path))
+
+
+@_settings(30)
+@given(data=st.data())
+def test_files_that_end_anywhere(cores: list[Sample], dumps: dict[str, Sample], data: st.DataObject) -> None:
+    sample = data.draw(st.sampled_from([*cores, *dumps.values()]))
+    length = data.draw(st.integers(0, len(sample.content)) | st.integers(0, 8192))
+    with sample.damaged([], min(length, len(sample.content))) as path:
+        _limited(lambda: _use(path))

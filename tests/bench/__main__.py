@@ -18,16 +18,26 @@ from pathlib import Path
 from tests.vm.cache import Cache, say
 from tests.vm.makedumpfile import Makedumpfile
 
+from .capture import Capture, measure_captures
 from .contestants import named
 from .guests import GUESTS, benchmark_vmcore
 from .measure import CommandFailed, memory_of_run, timed_run, warm
 from .plan import FULL, QUICK_CASES, Case, Figures, Result, Terabyte, verdicts
-from .report import as_document, case_table, disturbance, goals_table, surroundings, terabyte_lines
+from .report import (
+    as_document,
+    captures_table,
+    case_table,
+    disturbance,
+    goals_table,
+    surroundings,
+    terabyte_lines,
+)
 from .terabyte import LEVEL, filter_command, write_terabyte
 
 REPO = Path(__file__).parents[2]
 FULL_ROUNDS, QUICK_ROUNDS = 5, 3
 TERABYTE_ROUNDS = 3
+PARTS = ("files", "terabyte", "capture")
 
 
 def main() -> int:
@@ -35,7 +45,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("make bench makes root file systems for its guests: run it as root", file=sys.stderr)
         return 2
-    cases = _cases(arguments)
+    cases = _cases(arguments) if "files" in arguments.part else []
     cache = Cache()
     makedumpfile = Makedumpfile(cache)
     vmcores = {guest: benchmark_vmcore(cache, guest) for guest in dict.fromkeys(case.guest for case in cases)}
@@ -44,6 +54,7 @@ def main() -> int:
     began = time.monotonic()
     results: list[Result] = []
     found: Terabyte | None = None
+    captures: list[Capture] = []
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     # The dumps go to the disk of the checkout, for all alike.
     with tempfile.TemporaryDirectory(prefix="bench-", dir=arguments.output.parent) as folder:
@@ -53,16 +64,19 @@ def main() -> int:
                 vmcore = vmcores[case.guest]
                 results.append(_measured(case, vmcore, output, makedumpfile, rounds, arguments.memory))
                 print(f"\n{case_table(results[-1])}", flush=True)
-            if arguments.terabyte:
+            if "terabyte" in arguments.part:
                 found = _terabyte(Path(folder) / "terabyte", output, makedumpfile)
                 print(f"\n{terabyte_lines(found)}", flush=True)
+            if "capture" in arguments.part:
+                captures = measure_captures(makedumpfile, Path(folder) / "capture")
+                print(f"\n{captures_table(captures)}", flush=True)
         except KeyboardInterrupt:
             say("stopped; what was measured so far follows")
     goals = verdicts(results, found)
     print(f"\n{goals_table(goals)}")
     if disturbed := disturbance(results):
         print(f"\n{disturbed}")
-    document = as_document(around, results, found, goals)
+    document = as_document(around, results, found, captures, goals)
     arguments.output.write_text(json.dumps(document, indent=1) + "\n")
     print(f"\n{arguments.output}; {time.monotonic() - began:.0f} s")
     return 0
@@ -82,12 +96,11 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="do not look at the memory")
     parser.add_argument(
-        "--no-terabyte", dest="terabyte", action="store_false", help="without the synthetic machine of 1 TiB"
+        "--part", action="append", choices=PARTS, help="may be given several times; default: all of them"
     )
     parser.add_argument("--output", type=Path, default=REPO / "build/bench.json")
     arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.terabyte = False
+    arguments.part = arguments.part or (PARTS[:1] if arguments.quick else PARTS)
     return arguments
 
 

@@ -24,7 +24,7 @@ from tests.vm.tree import base_tree
 
 from .content import Load, content_disk
 
-__all__ = ["GUESTS", "Guest", "benchmark_vmcore"]
+__all__ = ["GUESTS", "LOADER", "Guest", "benchmark_vmcore", "drive", "take_load"]
 
 HERE = Path(__file__).parent
 LOADER = HERE / "guest_load.py"
@@ -110,7 +110,7 @@ def benchmark_vmcore(cache: Cache, name: str) -> Path:
             memory_mib=guest.memory_mib,
             crashkernel=CRASHKERNEL,
             qemu_arguments=[
-                word for number, path in enumerate(disks) for word in _drive(f"disk{number}", path)
+                word for number, path in enumerate(disks) for word in drive(f"disk{number}", path)
             ],
         )
         with machine:
@@ -135,7 +135,8 @@ def _install(root: Path) -> None:
     unit.write_text(UNIT)
 
 
-def _drive(name: str, path: Path) -> list[str]:
+def drive(name: str, path: Path) -> list[str]:
+    """Words for QEMU: one more disk, /dev/vdb, /dev/vdc and so on in the guest."""
     drive = f"if=none,id={name},format=raw,cache=unsafe,discard=unmap,file={path}"
     return ["-drive", drive, "-device", f"virtio-blk-pci,drive={name}"]
 
@@ -145,17 +146,22 @@ def _load_and_crash(machine: Machine, guest: Guest) -> str:
     machine.wait_for_boot()
     machine.wait_until_armed()
     if guest.load:
-        argument = json.dumps(dataclasses.asdict(guest.load))
-        machine.run("mount -o ro /dev/vdc /mnt")
-        say("the guest is up and takes its load")
-        machine.spawn(f"exec python3 -I /{HOME}/{LOADER.name} '{argument}' >/run/load.log 2>&1")
-        machine.wait_until("test -e /run/loaded", timeout_sec=LOAD_SEC)
+        take_load(machine, guest.load, "/dev/vdc")
     said = machine.run("cat /proc/meminfo /proc/sys/fs/dentry-state /proc/vmstat /proc/slabinfo").stdout
     say("the guest dies")
     crashed = machine.crash("sysrq")
     machine.wait_for_console(WHOLE, since=crashed, timeout_sec=CAPTURE_SEC)
     machine.wait_for_event("SHUTDOWN", since=crashed)
     return said
+
+
+def take_load(machine: Machine, load: Load, device: str) -> None:
+    """Have the guest, which is up, do what its load says; `device` is the disk with the content."""
+    argument = json.dumps(dataclasses.asdict(load))
+    machine.run(f"mount -o ro {device} /mnt")
+    say("the guest is up and takes its load")
+    machine.spawn(f"exec python3 -I /{HOME}/{LOADER.name} '{argument}' >/run/load.log 2>&1")
+    machine.wait_until("test -e /run/loaded", timeout_sec=LOAD_SEC)
 
 
 def _cut_to_length(vmcore: Path) -> None:

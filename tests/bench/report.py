@@ -15,9 +15,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from .capture import Capture
 from .plan import Figures, Result, Terabyte, Verdict
 
-__all__ = ["as_document", "case_table", "disturbance", "goals_table", "surroundings", "terabyte_lines"]
+__all__ = [
+    "as_document",
+    "captures_table",
+    "case_table",
+    "disturbance",
+    "goals_table",
+    "surroundings",
+    "terabyte_lines",
+]
 
 REPO = Path(__file__).parents[2]
 REFERENCE = "makedumpfile -l ("
@@ -101,6 +110,21 @@ def terabyte_lines(found: Terabyte) -> str:
     return _aligned(rows)
 
 
+def captures_table(captures: Sequence[Capture]) -> str:
+    """Whole captures."""
+    rows = [("capture boot, 2 GiB loaded", "panic to saved s", "dump s", "size MiB")]
+    rows += [
+        (
+            each.name,
+            f"{each.panic_to_saved:.1f}",
+            f"{each.dump_seconds:.1f}",
+            f"{each.output_bytes / (1 << 20):.1f}",
+        )
+        for each in captures
+    ]
+    return _aligned(rows)
+
+
 def disturbance(results: Sequence[Result]) -> str:
     """A line on how much of the machine others took; empty if they took next to nothing."""
     runs = [run for result in results for figures in result.figures.values() for run in figures.runs]
@@ -137,6 +161,7 @@ def as_document(
     around: Mapping[str, Any],
     results: Sequence[Result],
     terabyte: Terabyte | None,
+    captures: Sequence[Capture],
     verdicts: Sequence[Verdict],
 ) -> dict[str, Any]:
     """All of it, with every single run."""
@@ -161,6 +186,7 @@ def as_document(
         }
         if terabyte
         else None,
+        "captures": [asdict(each) for each in captures],
         "goals": [asdict(each) for each in verdicts],
     }
 

@@ -14,12 +14,15 @@ from kdump_service.engine.dump import Dump
 from kdump_service.engine.predict import Prediction
 from kdump_service.engine.survey import Survey, survey_everything, survey_pages
 from kdump_service.engine.verify import verify_dump
-from kdump_service.errors import BadVmcore, TargetFull, describe
+from kdump_service.errors import BadVmcore, ConfigError, TargetFull, describe
 from kdump_service.quantity import format_bytes
 from kdump_service.vmcore.page_source import ElfPages
 from kdump_service.vmcore.reader import Vmcore
 
 __all__ = ["ImagePlan", "PagesDone", "image_name", "plan_image", "verify_image"]
+
+STEPPED_DOWN = "stepped-down"
+"""The reason of a problem: there was room for less than what is configured."""
 
 PagesDone = Callable[[int, int], None]
 """Is told how many pages are done, and of how many."""
@@ -39,22 +42,23 @@ class ImagePlan:
     survey: Survey
     dump: Dump
     prediction: Prediction
-    decisions: list[str]
-    """What was done otherwise than configured, and why."""
+    decisions: list[tuple[str, str]]
+    """What was done otherwise than configured: a reason, as of a Problem, and a sentence."""
 
 
 def plan_image(source: Vmcore, options: DumpOptions, room_bytes: int, advance: PagesDone) -> ImagePlan:
     """Survey the memory, and choose contents for which there is room: those that are configured, or else what
     the kernel itself uses. Raises TargetFull if there is no room for that either."""
     pages = ElfPages(source)
-    decisions: list[str] = []
-    plan = _plan(source, pages, options, advance, decisions)
+    plan = _plan(source, pages, options, advance)
     if plan.prediction.at_most_bytes > room_bytes and options.level != MOST_LEVEL:
-        decisions.append(
-            f"dump level {options.level} would take up to {format_bytes(plan.prediction.at_most_bytes)}, and "
-            f"there are {format_bytes(room_bytes)}: saved what the kernel itself uses (level {MOST_LEVEL})"
+        needed, room = format_bytes(plan.prediction.at_most_bytes), format_bytes(room_bytes)
+        decision = (
+            f"dump level {options.level} would take up to {needed}, and there are {room}: saved what the "
+            f"kernel itself uses (level {MOST_LEVEL})"
         )
-        plan = _plan(source, pages, dataclasses.replace(options, level=MOST_LEVEL), advance, decisions)
+        plan = _plan(source, pages, dataclasses.replace(options, level=MOST_LEVEL), advance)
+        plan.decisions.insert(0, (STEPPED_DOWN, decision))
     if plan.prediction.at_most_bytes > room_bytes:
         raise TargetFull(
             f"the image would take up to {format_bytes(plan.prediction.at_most_bytes)}, and there are "
@@ -64,22 +68,21 @@ def plan_image(source: Vmcore, options: DumpOptions, room_bytes: int, advance: P
     return plan
 
 
-def _plan(
-    source: Vmcore, pages: ElfPages, options: DumpOptions, advance: PagesDone, decisions: list[str]
-) -> ImagePlan:
+def _plan(source: Vmcore, pages: ElfPages, options: DumpOptions, advance: PagesDone) -> ImagePlan:
+    decisions: list[tuple[str, str]] = []
     try:
         survey = survey_pages(source, pages, options.level, workers=options.threads, advance=advance)
     except BadVmcore as error:
-        decisions.append(f"pages cannot be told apart, so all are kept: {describe(error)}")
+        decisions.append((error.reason, f"pages cannot be told apart, so all are kept: {describe(error)}"))
         survey = survey_everything(pages)
-    if survey.unreadable_struct_pages:
-        decisions.append(
-            f"what {survey.unreadable_struct_pages} frames are used for could not be read; they are kept"
-        )
+    if frames := survey.unreadable_struct_pages:
+        decision = f"what {frames} frames are used for could not be read; they are kept"
+        decisions.append((BadVmcore.reason, decision))
     try:
         dump = Dump(source, pages, survey, options)
     except ImportError as error:
-        decisions.append(f"Compression={options.codec} is not to be had ({error}); not compressed")
+        decision = f"Compression={options.codec} is not to be had ({error}); not compressed"
+        decisions.append((ConfigError.reason, decision))
         options = dataclasses.replace(options, compression="none", compression_level=None)
         dump = Dump(source, pages, survey, options)
     return ImagePlan(options, pages, survey, dump, dump.predict_bytes(), decisions)

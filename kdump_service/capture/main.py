@@ -13,8 +13,9 @@ from systemd.daemon import notify
 
 from kdump_service import log
 from kdump_service.capture.action import final_action
-from kdump_service.capture.pipeline import Capture, Interrupted, Surroundings
+from kdump_service.capture.pipeline import Capture, Surroundings
 from kdump_service.capture.settings import read_capture_settings
+from kdump_service.capture.stages import Interrupted
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.record import DumpState
 

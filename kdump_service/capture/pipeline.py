@@ -12,24 +12,20 @@ ends, however it ends, and ends it when no bytes have moved for WatchdogSec=.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import importlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
 
 from kdump_service import log
+from kdump_service.capture.image_saver import ImageSaver
 from kdump_service.capture.kernel_log import save_kernel_log
-from kdump_service.capture.plain_copy import copy_image, verify_copy
-from kdump_service.capture.progress import MemoryGauge, Progress
+from kdump_service.capture.progress import MemoryGauge
 from kdump_service.capture.settings import CaptureSettings, read_capture_settings
-from kdump_service.dumpfile.elf_copy import ElfCopyWriter
-from kdump_service.errors import BadVmcore, KdumpError, TargetUnusable, describe
+from kdump_service.capture.stages import Stages
+from kdump_service.errors import BadVmcore, TargetUnusable
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.quantity import format_bytes, format_seconds, format_utc, parse_utc
 from kdump_service.record import (
@@ -37,27 +33,16 @@ from kdump_service.record import (
     RECORD_FILE,
     DumpRecord,
     DumpState,
-    ImagePart,
-    Problem,
     write_atomically,
 )
-from kdump_service.target.local import LocalDumpFolder, LocalFile, check_room, room_for_dump
+from kdump_service.target.local import LocalDumpFolder
 from kdump_service.vmcore.crash_identity import identify
 from kdump_service.vmcore.printk import LogRecord
 from kdump_service.vmcore.reader import Vmcore
 
-if TYPE_CHECKING:
-    from kdump_service.dumpfile.sink import DumpWriter
-
-__all__ = ["Capture", "Interrupted", "Surroundings"]
+__all__ = ["Capture", "Surroundings"]
 
 logger = logging.getLogger(__name__)
-
-WriterType = TypeVar("WriterType")
-
-
-class Interrupted(Exception):
-    """The process was asked to end (SIGTERM); raised by the signal handler inside the running stage."""
 
 
 @dataclass
@@ -88,34 +73,36 @@ class Capture:
             memory_total_kib=self._gauge.total_kib,
             memory_available_at_start_kib=self._gauge.available_at_start_kib,
         )
+        self._stages = Stages(self._record, self._gauge, surroundings.notify)
         self._folder: LocalDumpFolder | None = None
 
     def run(self) -> DumpRecord:
         """Capture, and return what became of it. Failures of stages are in the record, never raised."""
         for problem in self._settings.problems:
-            self._add_problem("settings", "bad-configuration", problem)
+            self._stages.add_problem("settings", "bad-configuration", problem)
         with contextlib.ExitStack() as stack:
             source = None
-            with self._stage("identify"):
+            with self._stages("identify"):
                 source = stack.enter_context(self._open_vmcore())
             self._name_the_crash(source)
-            with self._stage("open-target"):
+            with self._stages("open-target"):
                 self._folder = self._open_target()
             on_target = self._folder is not None
             if not on_target:
-                with self._stage("open-fallback"):
+                with self._stages("open-fallback"):
                     # So that production has the record and the log at least.
                     fallback = self._root / FALLBACK_FOLDER
                     self._folder = LocalDumpFolder.create(fallback, None, self._record.name)
             if self._folder is not None:
-                with self._stage("first-record"):
+                with self._stages("first-record"):
                     self._write_record()
                 if source is not None:
                     self._save_log(source, self._folder)
-                    with self._stage("second-record"):
+                    with self._stages("second-record"):
                         self._write_record()
                 if source is not None and on_target:
-                    self._save_image(source, self._folder)
+                    config = self._settings.config
+                    ImageSaver(source, self._folder, config, self._record, self._stages).save()
         self._finish()
         return self._record
 
@@ -161,20 +148,20 @@ class Capture:
         return folder
 
     def _save_log(self, source: Vmcore, folder: LocalDumpFolder) -> None:
-        with self._stage("kernel-log"):
+        with self._stages("kernel-log"):
             saved = save_kernel_log(source, folder)
             self._record.files.append(saved.file)
             self._record.kernel_log_records = saved.records
             for damage in saved.damage:
-                self._add_problem("kernel-log", BadVmcore.reason, damage)
+                self._stages.add_problem("kernel-log", BadVmcore.reason, damage)
             if saved.lost_records:
-                self._add_problem(
+                self._stages.add_problem(
                     "kernel-log",
                     BadVmcore.reason,
                     f"{saved.lost_records} records of the log could not be read",
                 )
             logger.info("Kernel log saved: %d records", saved.records)
-            with self._stage("identify-crash"):
+            with self._stages("identify-crash"):
                 self._identify_crash(saved.last_records)
 
     def _identify_crash(self, records: Sequence[LogRecord]) -> None:
@@ -195,124 +182,6 @@ class Capture:
             f"; in task {crash.task} (pid {crash.pid}, CPU {crash.cpu})" if crash.task else "",
         )
 
-    def _save_image(self, source: Vmcore, folder: LocalDumpFolder) -> None:
-        """Write, verify and name the image. Whatever happens, the file says of itself what it is."""
-        config = self._settings.config
-        self._record.contents = config.contents
-        if config.level is None:
-            self._record.format = "none"
-            if self._record.kernel_log_records:
-                self._record.state = DumpState.COMPLETE
-            return
-        engine: ModuleType | None = None
-        with self._stage("load-engine"):
-            # Only now: numpy is large, and the log does without it.
-            engine = importlib.import_module("kdump_service.capture.image")
-        if engine is None:
-            self._save_plain_copy(source, folder)
-            return
-        plan = None
-        with self._stage("survey"):
-            options = config.dump_options(processors=len(os.sched_getaffinity(0)))
-            room_bytes = room_for_dump(folder.path, config.keep_free_bytes)
-            plan = engine.plan_image(source, options, room_bytes, self._pages("Surveying", source))
-        if plan is None:
-            return
-        record = self._record
-        record.format, record.compression = plan.options.format, plan.options.codec
-        record.dump_level = plan.options.level
-        record.excluded_pages = plan.survey.excluded
-        record.predicted_bytes = plan.prediction.at_most_bytes
-        for decision in plan.decisions:
-            self._add_problem("survey", "stepped-down", decision)
-        logger.info(
-            "Level %d keeps %d of %d pages, leaves out %s; about %s to write",
-            record.dump_level,
-            len(plan.survey.kept),
-            len(plan.survey.existing),
-            ", ".join(f"{name} {count}" for name, count in record.excluded_pages.items() if count) or "none",
-            format_bytes(plan.prediction.expected_bytes),
-        )
-
-        def write(file: LocalFile) -> DumpWriter:
-            written = plan.dump.written
-            try:
-                writer: DumpWriter = plan.dump.write(file, self._pages("Saving", source))
-            finally:
-                record.pages, record.zero_pages = written.pages, written.zero_pages
-                record.lost_pages = written.lost_pages
-            if written.lost_pages:
-                self._add_problem(
-                    "write-image",
-                    BadVmcore.reason,
-                    f"{written.lost_pages} pages of the crashed kernel's memory could not be read, the first "
-                    f"at physical address {written.lost[0][0] * plan.pages.page_bytes:#x}; they are missing",
-                )
-            return writer
-
-        def verify(file: LocalFile, writer: DumpWriter) -> bool:
-            engine.verify_image(plan, file.path, self._pages("Verifying", source))
-            whole = not record.lost_pages
-            writer.finish(complete=whole)
-            record.image_parts = [ImagePart(**dataclasses.asdict(part)) for part in writer.parts()]
-            return whole
-
-        self._write_image(folder, engine.image_name(plan.options), write, verify)
-
-    def _save_plain_copy(self, source: Vmcore, folder: LocalDumpFolder) -> None:
-        """What is left without the engine: the whole memory as it is."""
-        self._record.format, self._record.compression = "elf", "none"
-        unreadable_bytes = 0
-
-        def write(file: LocalFile) -> ElfCopyWriter:
-            nonlocal unreadable_bytes
-            check_room(folder.path, self._settings.config.keep_free_bytes)
-            writer = ElfCopyWriter(file, source.header, source.size_bytes)
-            result = copy_image(source, writer, self._progress("Saving", source.size_bytes).advance)
-            unreadable_bytes = result.unreadable_bytes
-            if unreadable_bytes:
-                self._add_problem(
-                    "write-image",
-                    BadVmcore.reason,
-                    f"{unreadable_bytes} bytes of the crashed kernel's memory could not be read, the "
-                    f"first at offset {result.first_unreadable_offset:#x}; they are zeros in the dump",
-                )
-            return writer
-
-        def verify(file: LocalFile, writer: ElfCopyWriter) -> bool:
-            verify_copy(source, writer, self._progress("Verifying", source.size_bytes).advance)
-            if not unreadable_bytes:
-                writer.finish()
-            return not unreadable_bytes
-
-        self._write_image(folder, "vmcore", write, verify)
-
-    def _write_image(
-        self,
-        folder: LocalDumpFolder,
-        name: str,
-        write: Callable[[LocalFile], WriterType],
-        verify: Callable[[LocalFile, WriterType], bool],
-    ) -> None:
-        """Make the file; ``verify`` tells whether it is whole, and has then marked it so."""
-        file: LocalFile | None = None
-        writer: WriterType | None = None
-        whole = False
-        with self._stage("write-image"):
-            file = folder.create_file(f"{name}.incomplete", self._settings.config.keep_free_bytes)
-            writer = write(file)
-            file.flush()
-        if file is None:
-            return
-        if writer is not None:
-            with self._stage("verify"):
-                whole = verify(file, writer)
-        self._record.state = DumpState.INCOMPLETE
-        with self._stage("commit"):
-            self._record.files.append(file.close(name if whole else None))
-            if whole:
-                self._record.state = DumpState.COMPLETE
-
     def _finish(self) -> None:
         record = self._record
         if record.state is DumpState.CAPTURING:
@@ -325,51 +194,11 @@ class Capture:
         if record.crash_time:
             record.seconds_to_saved = round(max(now - parse_utc(record.crash_time), 0.0), 1)
         if self._folder is not None:
-            with self._stage("final-record"):
+            with self._stages("final-record"):
                 self._write_record()
         self._report()
 
     # Helpers
-
-    @contextlib.contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        """Run one stage: time it, and turn its failure into a problem of the record."""
-        self._surroundings.notify(f"WATCHDOG=1\nSTATUS=Stage: {name}")
-        started = time.monotonic()
-        try:
-            yield
-        except KdumpError as error:
-            self._add_problem(name, error.reason, f"{describe(error)}. {error.hint}".strip())
-        except Interrupted:
-            self._add_problem(name, "interrupted", "the capture was asked to end before it was done")
-        except MemoryError:
-            self._add_problem(name, "no-memory", "the capture boot has no memory left; reserve more")
-        except Exception as error:  # an edge: a fault of ours in one stage must not cost the stages behind it
-            logger.debug("stage %s", name, exc_info=True)
-            self._add_problem(name, KdumpError.reason, describe(error))
-        finally:
-            self._record.stage_seconds[name] = round(time.monotonic() - started, 3)
-            self._gauge.sample()
-
-    def _add_problem(self, stage: str, reason: str, message: str) -> None:
-        self._record.problems.append(Problem(stage, reason, message))
-        logger.error("%s: %s", stage, message)
-
-    def _progress(self, what: str, total_bytes: int) -> Progress:
-        return Progress(what, total_bytes, self._gauge, self._surroundings.notify, logger.info)
-
-    def _pages(self, what: str, source: Vmcore) -> Callable[[int, int], None]:
-        """Progress of something that counts pages."""
-        page_bytes = source.page_bytes
-        progress: Progress | None = None
-
-        def advance(done: int, total: int) -> None:
-            nonlocal progress
-            if progress is None:
-                progress = self._progress(what, total * page_bytes)
-            progress.advance(done * page_bytes)
-
-        return advance
 
     def _write_record(self) -> None:
         assert self._folder is not None

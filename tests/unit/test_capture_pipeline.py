@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from kdump_service.capture.pipeline import Capture, Interrupted, Surroundings
+from kdump_service.capture.pipeline import Capture, Surroundings
+from kdump_service.capture.stages import Interrupted
 from kdump_service.dumpfile.open_image import open_image
-from kdump_service.errors import BadVmcore, TargetFull
+from kdump_service.errors import BadVmcore, TargetFull, WorkerFailed
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.record import DumpRecord, DumpState
 from kdump_service.target import local
@@ -138,7 +140,7 @@ def test_pages_that_cannot_be_told_apart_are_all_kept(machine: MachineRoot) -> N
     _settings(machine, contents="kernel")  # this VMCOREINFO says nothing of struct pages
     record = _run(machine)
     assert record.state is DumpState.COMPLETE
-    assert [problem.reason for problem in record.problems] == ["stepped-down"]
+    assert [problem.reason for problem in record.problems] == ["bad-vmcore"]
     assert "all are kept" in record.problems[0].message
     _same_pages(machine, "vmcore")
 
@@ -147,7 +149,7 @@ def test_too_little_room_for_what_is_configured(
     machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _settings(machine, compression="none")
-    monkeypatch.setattr("kdump_service.capture.pipeline.room_for_dump", lambda folder, keep: 100 * PAGE)
+    monkeypatch.setattr("kdump_service.capture.image_saver.room_for_dump", lambda folder, keep: 100 * PAGE)
     record = _run(machine)
     assert record.state is DumpState.FAILED
     assert record.problems[-1].reason == "target-full"
@@ -279,6 +281,41 @@ def test_full_target_keeps_what_it_has_and_says_incomplete(
         assert first == _core().segments[1].content[: 100 * PAGE]
         with pytest.raises(BadVmcore, match="was lost"):
             saved.image.read_physical(0x90000000, PAGE)
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (WorkerFailed("IndexError: a fault of ours"), "worker-failed"),
+        (OSError(errno.EAGAIN, "Resource temporarily unavailable"), "internal-error"),  # of fork(2)
+        (MemoryError(), "no-memory"),
+        (ZeroDivisionError("a fault of ours"), "internal-error"),
+    ],
+)
+def test_an_engine_that_fails_leaves_the_plain_copy(
+    machine: MachineRoot, monkeypatch: pytest.MonkeyPatch, failure: Exception, reason: str
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise failure
+
+    _settings(machine, contents="kernel")
+    monkeypatch.setattr("kdump_service.capture.image.survey_pages", fail)
+    record = _run(machine)
+    assert [(problem.stage, problem.reason) for problem in record.problems] == [("survey", reason)]
+    assert (record.state, record.format, record.dump_level) == (DumpState.COMPLETE, "elf", 0)
+    vmcore = machine.path / "var/crash" / NAME / "vmcore"
+    assert vmcore.read_bytes() == (machine.path / "proc/vmcore").read_bytes()
+
+
+def test_an_interrupted_survey_is_the_end(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise Interrupted
+
+    _settings(machine)
+    monkeypatch.setattr("kdump_service.capture.image.survey_pages", interrupt)
+    record = _run(machine)
+    assert record.state is DumpState.FAILED
+    assert [problem.reason for problem in record.problems] == ["interrupted"]
 
 
 def test_full_target_and_a_plain_copy(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:

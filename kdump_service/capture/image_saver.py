@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Save the memory image: by the dump engine, or, where that cannot run, as a plain copy."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kdump_service.capture.plain_copy import copy_image, verify_copy
+from kdump_service.capture.stages import INTERRUPTED, Stages
+from kdump_service.config import Config
+from kdump_service.dumpfile.elf_copy import ElfCopyWriter
+from kdump_service.errors import BadVmcore, TargetFull
+from kdump_service.quantity import format_bytes
+from kdump_service.record import DumpRecord, DumpState, ImagePart
+from kdump_service.target.local import LocalDumpFolder, LocalFile, check_room, room_for_dump
+from kdump_service.vmcore.reader import Vmcore
+
+if TYPE_CHECKING:
+    from kdump_service.dumpfile.sink import DumpWriter
+
+__all__ = ["ImageSaver"]
+
+logger = logging.getLogger(__name__)
+
+WriterType = TypeVar("WriterType")
+
+_FINAL = {TargetFull.reason, INTERRUPTED}
+"""Why a survey may fail without a plain copy after it, which would need more room and more time."""
+
+
+class ImageSaver:
+    """Writes, verifies and names the image. Whatever happens, the file says of itself what it is."""
+
+    def __init__(
+        self, source: Vmcore, folder: LocalDumpFolder, config: Config, record: DumpRecord, stages: Stages
+    ) -> None:
+        self._source = source
+        self._folder = folder
+        self._config = config
+        self._record = record
+        self._stages = stages
+
+    def save(self) -> None:
+        """Do it; what became of it is in the record."""
+        self._record.contents = self._config.contents
+        if self._config.level is None:
+            self._record.format = "none"
+            if self._record.kernel_log_records:
+                self._record.state = DumpState.COMPLETE
+            return
+        engine: ModuleType | None = None
+        with self._stages("load-engine"):
+            # Only now: numpy is large, and the log does without it.
+            engine = importlib.import_module("kdump_service.capture.image")
+        plan = None
+        if engine is not None:
+            problems = len(self._record.problems)
+            with self._stages("survey"):
+                plan = self._survey(engine)
+            if plan is None and not _FINAL.isdisjoint(
+                problem.reason for problem in self._record.problems[problems:]
+            ):
+                return
+        if engine is not None and plan is not None:
+            self._save_by_engine(engine, plan)
+        else:
+            self._save_plain_copy()
+
+    def _survey(self, engine: ModuleType) -> Any:
+        """Decide what to write; an ImagePlan, whose module is not loaded before this."""
+        options = self._config.dump_options(processors=len(os.sched_getaffinity(0)))
+        room_bytes = room_for_dump(self._folder.path, self._config.keep_free_bytes)
+        plan = engine.plan_image(self._source, options, room_bytes, self._in_pages("Surveying"))
+        record = self._record
+        record.format, record.compression = plan.options.format, plan.options.codec
+        record.dump_level = plan.options.level
+        record.excluded_pages = plan.survey.excluded
+        record.predicted_bytes = plan.prediction.at_most_bytes
+        for reason, decision in plan.decisions:
+            self._stages.add_problem("survey", reason, decision)
+        logger.info(
+            "Level %d keeps %d of %d pages, leaves out %s; about %s to write",
+            record.dump_level,
+            len(plan.survey.kept),
+            len(plan.survey.existing),
+            ", ".join(f"{name} {count}" for name, count in record.excluded_pages.items() if count) or "none",
+            format_bytes(plan.prediction.expected_bytes),
+        )
+        return plan
+
+    def _save_by_engine(self, engine: ModuleType, plan: Any) -> None:
+        record = self._record
+
+        def write(file: LocalFile) -> DumpWriter:
+            written = plan.dump.written
+            try:
+                writer: DumpWriter = plan.dump.write(file, self._in_pages("Saving"))
+            finally:
+                record.pages, record.zero_pages = written.pages, written.zero_pages
+                record.lost_pages = written.lost_pages
+            if written.lost_pages:
+                self._stages.add_problem(
+                    "write-image",
+                    BadVmcore.reason,
+                    f"{written.lost_pages} pages of the crashed kernel's memory could not be read, the first "
+                    f"at physical address {written.lost[0][0] * plan.pages.page_bytes:#x}; they are missing",
+                )
+            return writer
+
+        def verify(file: LocalFile, writer: DumpWriter) -> bool:
+            engine.verify_image(plan, file.path, self._in_pages("Verifying"))
+            whole = not record.lost_pages
+            writer.finish(complete=whole)
+            record.image_parts = [ImagePart(**dataclasses.asdict(part)) for part in writer.parts()]
+            return whole
+
+        self._write_file(engine.image_name(plan.options), write, verify)
+
+    def _save_plain_copy(self) -> None:
+        """What is left without the engine: the whole memory as it is."""
+        source = self._source
+        self._record.format, self._record.compression = "elf", "none"
+        self._record.dump_level = 0
+        self._record.excluded_pages = {}
+        unreadable_bytes = 0
+
+        def write(file: LocalFile) -> ElfCopyWriter:
+            nonlocal unreadable_bytes
+            check_room(self._folder.path, self._config.keep_free_bytes)
+            writer = ElfCopyWriter(file, source.header, source.size_bytes)
+            result = copy_image(source, writer, self._stages.progress("Saving", source.size_bytes).advance)
+            unreadable_bytes = result.unreadable_bytes
+            if unreadable_bytes:
+                self._stages.add_problem(
+                    "write-image",
+                    BadVmcore.reason,
+                    f"{unreadable_bytes} bytes of the crashed kernel's memory could not be read, the "
+                    f"first at offset {result.first_unreadable_offset:#x}; they are zeros in the dump",
+                )
+            return writer
+
+        def verify(file: LocalFile, writer: ElfCopyWriter) -> bool:
+            verify_copy(source, writer, self._stages.progress("Verifying", source.size_bytes).advance)
+            if not unreadable_bytes:
+                writer.finish()
+            return not unreadable_bytes
+
+        self._write_file("vmcore", write, verify)
+
+    def _write_file(
+        self,
+        name: str,
+        write: Callable[[LocalFile], WriterType],
+        verify: Callable[[LocalFile, WriterType], bool],
+    ) -> None:
+        """Make the file; ``verify`` tells whether it is whole, and has then marked it so."""
+        file: LocalFile | None = None
+        writer: WriterType | None = None
+        whole = False
+        with self._stages("write-image"):
+            file = self._folder.create_file(f"{name}.incomplete", self._config.keep_free_bytes)
+            writer = write(file)
+            file.flush()
+        if file is None:
+            return
+        if writer is not None:
+            with self._stages("verify"):
+                whole = verify(file, writer)
+        self._record.state = DumpState.INCOMPLETE
+        with self._stages("commit"):
+            self._record.files.append(file.close(name if whole else None))
+            if whole:
+                self._record.state = DumpState.COMPLETE
+
+    def _in_pages(self, what: str) -> Callable[[int, int], None]:
+        return self._stages.progress_in_pages(what, self._source.page_bytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,7 +24,8 @@ INTERRUPTED_EXIT_CODE = 130
 
 _EPILOG = """exit codes: 0 success; 1 internal error; 2 wrong usage; 3 status: not armed;
 10 bad configuration or option; 20 to 30 the crash kernel cannot be loaded (see REASON of status);
-40 a dump file is damaged or none; 41 a file cannot be written; 42 no room; 43 a dump is not sound;
+40 a file cannot be read, is damaged, or no dump; 41 a file cannot be written; 42 no room;
+43 a dump is not sound; 44 a fault of the dump engine;
 60 the service does not answer; 61 you do not have the right"""
 
 
@@ -68,19 +70,27 @@ async def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _do(arguments: argparse.Namespace) -> int:
+    if arguments.verb in offline.VERBS:
+        return offline.run(arguments)
+    import asyncio  # noqa: PLC0415  (as above)
+
+    return asyncio.run(_run(arguments))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     parsed = _parser().parse_args(arguments)
     try:
-        if parsed.verb in offline.VERBS:
-            return offline.run(parsed)
-        import asyncio  # noqa: PLC0415  (as above)
-
-        return asyncio.run(_run(parsed))
+        code = _do(parsed)
+        sys.stdout.flush()
+        return code
     except KdumpError as error:
         print(f"kdumpctl: {error.explanation()}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
+        # Nobody reads any more, as after "| head". The interpreter shall not stumble over it when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED_EXIT_CODE

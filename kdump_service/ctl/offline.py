@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import json
 import sys
 import time
@@ -12,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kdump_service.dump_options import COMPRESSIONS_OF, CONTENTS, MOST_LEVEL, DumpOptions
-from kdump_service.errors import ConfigError, TargetUnusable
+from kdump_service.errors import BadVmcore, ConfigError, TargetFull, TargetUnusable
 from kdump_service.quantity import format_bytes, format_seconds, format_utc
 
 __all__ = ["VERBS", "add_parsers", "run"]
@@ -62,7 +63,13 @@ def run(arguments: argparse.Namespace) -> int:
             case _:
                 return _log(arguments)
     except OSError as error:
-        raise TargetUnusable(f"{error.filename or arguments.source}: {error.strerror}") from error
+        if isinstance(error, BrokenPipeError) and arguments.verb != "convert":
+            raise  # whoever reads has enough; of a dump, nobody has enough
+        if error.filename == str(arguments.source):
+            raise BadVmcore(f"{arguments.source}: {error.strerror}") from error
+        # All other files are opened and written by those who tell of them themselves.
+        kind = TargetFull if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else TargetUnusable
+        raise kind(f"standard output: {error.strerror}") from error
 
 
 class _ProgressLine:

@@ -21,7 +21,7 @@ from kdump_service.errors import BadVmcore
 from kdump_service.pfn import CHUNK_PAGES, BoolArray, chunks_of
 from kdump_service.vmcore.elf import ProgramHeader, parse_notes
 from kdump_service.vmcore.memory_image import EM_AARCH64, EM_X86_64
-from kdump_service.vmcore.reader import ByteSource, PlainFile
+from kdump_service.vmcore.reader import ByteSource, PlainFile, closed_on_error
 from kdump_service.vmcore.vmcoreinfo import VmcoreInfo
 
 __all__ = ["KdumpFile"]
@@ -46,14 +46,8 @@ class KdumpFile:
         """Frames in bitmap 2 before each chunk, and in all."""
         self._decompressors: dict[int, Callable[[bytes], bytes]] = {}
         self.size_bytes = self._file.size_bytes
-        try:
+        with closed_on_error(path, self._file):
             self._read_headers()
-        except BadVmcore as error:
-            self._file.close()
-            raise BadVmcore(f"{path}: {error}") from error
-        except BaseException:
-            self._file.close()
-            raise
 
     def __enter__(self) -> KdumpFile:
         return self

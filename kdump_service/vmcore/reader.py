@@ -10,9 +10,11 @@ pread(2), which copies from the page cache without a page fault for each 4 KiB.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import mmap
 import os
+import stat
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from kdump_service.errors import BadVmcore
 from kdump_service.vmcore import elf
 from kdump_service.vmcore.vmcoreinfo import VmcoreInfo
 
-__all__ = ["PAGE_BYTES", "ByteSource", "Extent", "PlainFile", "Vmcore", "Window"]
+__all__ = ["PAGE_BYTES", "ByteSource", "Extent", "PlainFile", "Vmcore", "Window", "closed_on_error"]
 
 PAGE_BYTES = mmap.PAGESIZE
 """Page size of the kernel that runs now; mappings and segments are aligned to it."""
@@ -47,14 +49,31 @@ class ByteSource(Protocol):
         """Done with it."""
 
 
+@contextlib.contextmanager
+def closed_on_error(path: Path, file: ByteSource) -> Iterator[None]:
+    """Close the file if its headers cannot be used; a BadVmcore gets the path in front."""
+    try:
+        yield
+    except BadVmcore as error:
+        file.close()
+        raise BadVmcore(f"{path}: {error}") from error
+    except BaseException:
+        file.close()
+        raise
+
+
 class PlainFile:
     """A file of the file system."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError."""
+        """Raises OSError, as all that reads; it names the file."""
+        self._path = path
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self.size_bytes = os.fstat(self.descriptor).st_size
+            status = os.fstat(self.descriptor)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            self.size_bytes = status.st_size
             # A pseudo file system such as /proc says that it has no blocks.
             self.is_pseudo = os.fstatvfs(self.descriptor).f_blocks == 0
         except BaseException:
@@ -65,7 +84,11 @@ class PlainFile:
         """Copy out bytes; fewer only at the end of the file. Raises OSError where they cannot be read."""
         parts = []
         while length > 0:
-            part = os.pread(self.descriptor, length, offset)
+            try:
+                part = os.pread(self.descriptor, length, offset)
+            except OSError as error:
+                error.filename = str(self._path)
+                raise
             if not part:
                 break
             parts.append(part)
@@ -126,14 +149,8 @@ class Vmcore:
         self._view: memoryview | None = None
         self._view_offset = 0
         self.size_bytes = self._file.size_bytes
-        try:
+        with closed_on_error(path, self._file):
             self._read_headers()
-        except BadVmcore as error:
-            self._file.close()
-            raise BadVmcore(f"{path}: {error}") from error
-        except BaseException:
-            self._file.close()
-            raise
 
     def __enter__(self) -> Vmcore:
         return self

@@ -22,8 +22,7 @@ CHUNK_PAGES = 1 << 18
 (a free block of the buddy allocator, a huge page) lie within one chunk."""
 
 MOST_PFN = 1 << 36
-"""Addresses of 48 bits in pages of 4 KiB: no machine has memory there, and a file that claims some would keep
-us busy for hours. (The highest known is that of NVIDIA's Grace Hopper, below 47 bits.)"""
+"""Addresses of 48 bits in pages of 4 KiB. A file that claims more would keep us busy for hours."""
 
 _ZLIB_LEVEL = 1
 _FULL = zlib.compress(b"\xff" * (CHUNK_PAGES // 8), _ZLIB_LEVEL)
@@ -57,9 +56,9 @@ class PfnBitmap:
     """A set of page frames below ``end_pfn``, filled chunk by chunk."""
 
     def __init__(self, end_pfn: int) -> None:
-        """Raises BadVmcore if that is more than any machine has."""
+        """Raises BadVmcore if that is more than MOST_PFN."""
         if end_pfn > MOST_PFN:
-            raise BadVmcore(f"claims memory up to page frame {end_pfn:#x}, which no machine has")
+            raise BadVmcore(f"claims memory up to page frame {end_pfn:#x}, which is too much to be read here")
         self.end_pfn = end_pfn
         self._chunks: dict[int, bytes] = {}  # those with any frame
         self._counts = np.zeros(chunks_of(end_pfn), np.int64)

@@ -41,6 +41,9 @@ _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
     "str": str,
     "int": int,
     "float": (int, float),
+    "int | None": (int, type(None)),
+    "list[str]": list,
+    "dict[str, int]": dict,
     "DumpState": str,
 }
 

@@ -28,6 +28,9 @@ __all__ = [
 # Flags of a page descriptor and of the header's status (diskdump_mod.h of makedumpfile).
 FLAG_ZLIB, FLAG_LZO, FLAG_SNAPPY, FLAG_INCOMPLETE, FLAG_EXCLUDED_VMEMMAP, FLAG_ZSTD = 1, 2, 4, 8, 16, 32
 
+_MOST_ZSTD_WINDOW_BYTES = 8 << 20
+"""What a frame that does not say how much it holds may ask for: as RFC 8878, 3.1.1.1.2, and level 19."""
+
 _Compress = Callable[[memoryview, int, NDArray[np.intp]], list[Any]]
 """Takes pages, the size of a page, and which of them; gives a buffer with a frame for each."""
 
@@ -164,7 +167,7 @@ def decompressor(flag: int, page_bytes: int) -> Callable[[bytes], bytes]:
     if flag == FLAG_ZSTD:
         import zstandard  # noqa: PLC0415  (optional codec)
 
-        unpack = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        unpack = zstandard.ZstdDecompressor(max_window_size=_MOST_ZSTD_WINDOW_BYTES)
 
         def unpack_page(data: bytes) -> bytes:
             try:

@@ -70,7 +70,12 @@ class WorkerPool:
 
     def __enter__(self) -> WorkerPool:
         for _ in range(self._count):
-            self._workers.append(self._fork())
+            try:
+                self._workers.append(self._fork())
+            except OSError:
+                if not self._workers:
+                    raise
+                break  # short of memory or processes: those that there are do the work
         return self
 
     def __exit__(
@@ -174,9 +179,11 @@ class WorkerPool:
         return collected
 
     def _fork(self) -> _Worker:
-        request_read, request_write = os.pipe()
-        reply_read, reply_write = os.pipe()
-        pid = os.fork()
+        with contextlib.ExitStack() as pipes:
+            request_read, request_write = _pipe(pipes)
+            reply_read, reply_write = _pipe(pipes)
+            pid = os.fork()
+            pipes.pop_all()
         if pid:
             os.close(request_read)
             os.close(reply_write)
@@ -203,6 +210,14 @@ class WorkerPool:
         os.close(worker.requests)
         os.close(worker.replies)
         os.waitpid(worker.pid, 0)
+
+
+def _pipe(until: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe that is closed at the end of the stack."""
+    ends = os.pipe()
+    for descriptor in ends:
+        until.callback(os.close, descriptor)
+    return ends
 
 
 def _answer(job: Job, descriptor: int, slot: int, request: bytes, memory: memoryview) -> None:

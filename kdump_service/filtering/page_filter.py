@@ -157,9 +157,10 @@ def _cycles(runs: Iterable[MemMapRun], struct_page_bytes: int) -> Iterator[list[
 def _covered(starts: NDArray[np.int64], ends: NDArray[np.int64], length: int) -> BoolArray:
     """A mask of what ranges that do not overlap cover."""
     steps = np.zeros(length + 1, np.int8)
-    # A range may begin where another ends, so the two are added, not assigned.
-    np.add.at(steps, starts, 1)
-    np.add.at(steps, np.minimum(ends, length), -1)
+    # A range may begin where another ends, so steps are added, not assigned. No two begin or end at the same
+    # place, and only the last may reach past the length: each list has an index once.
+    steps[starts] += 1
+    steps[np.minimum(ends, length)] -= 1
     return np.cumsum(steps[:-1], dtype=np.int8).view(np.bool_)
 
 

@@ -25,7 +25,7 @@ from kdump_service.dump_options import DumpOptions
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.engine.convert import convert_file
 from kdump_service.engine.inspect import inspect_file
-from kdump_service.errors import KdumpError, WorkerFailed
+from kdump_service.errors import BadVmcore, KdumpError, WorkerFailed
 from kdump_service.vmcore.address_space import AddressSpace
 from kdump_service.vmcore.printk import read_log
 from tests.builders import printk_ring
@@ -257,6 +257,34 @@ def _limited(act: Callable[[], None]) -> None:
     _, status = os.waitpid(pid, 0)
     assert not told, told
     assert os.WIFEXITED(status), f"ended by {signal.Signals(os.WTERMSIG(status)).name}"
+
+
+# Claims
+
+
+@pytest.mark.parametrize("claim", [1 << 38, 1 << 49, 1 << 52, 1 << 60, (1 << 64) - 4096], ids=hex)
+@pytest.mark.parametrize("offset", [24, 40], ids=["p_paddr", "p_memsz"])
+def test_memory_that_no_machine_has(cores: list[Sample], offset: int, claim: int) -> None:
+    """What a program header says costs nothing, or is refused."""
+    second_load = 64 + 2 * 56
+    with cores[0].damaged([(second_load + offset, struct.pack("<Q", claim))]) as path:
+        _limited(lambda: _use(path))
+
+
+@pytest.mark.parametrize("frames", [1 << 30, 1 << 36, 1 << 45], ids=hex)
+def test_bitmaps_that_are_not_there(dumps: dict[str, Sample], tmp_path: Path, frames: int) -> None:
+    """A flattened file may say of itself that it is of any length, and then is zeros almost everywhere."""
+    head = bytearray(dumps["zstd"].content[:8192])
+    struct.pack_into("<I", head, 436, min(2 * frames // 8 // 4096, (1 << 32) - 1))
+    struct.pack_into("<Q", head, 4096 + 96, frames)
+    records = struct.pack(">16sqq", b"makedumpfile", 1, 1).ljust(4096, b"\0")
+    records += struct.pack(">qq", 0, len(head)) + head
+    records += struct.pack(">qqcqq", 1 << 60, 1, b"x", -1, -1)
+    path = tmp_path / "dump"
+    path.write_bytes(records)
+    _limited(lambda: _use(path))
+    with pytest.raises(BadVmcore, match=r"within the bitmaps|too few"):
+        open_image(path)
 
 
 # Damage

@@ -476,6 +476,16 @@ def test_what_an_elf_core_was_to_leave_out(tmp_path: Path) -> None:
 # The first pass
 
 
+def test_memory_without_content() -> None:
+    """What a filtered dump names only: it existed, and there is nothing to be judged."""
+    machine = Machine(memory=[(MIB, GIB), (5 * GIB, GIB)])
+    image = ImageOfMachine(machine)
+    source = PagesOfMachine(image, missing=range(0x100, 1 << 18))
+    survey = survey_pages(image, source, 31, workers=1)
+    assert [survey.existing.count(chunk) for chunk in range(6)] == [0x3FF00, 0x100, 0, 0, 0, 1 << 18]
+    assert [survey.kept.count(chunk) for chunk in range(6)] == [0, 0x100, 0, 0, 0, 1 << 18]
+
+
 def test_progress_of_the_survey() -> None:
     machine = Machine(memory=[(MIB, 2 * GIB)])
     image = ImageOfMachine(machine)

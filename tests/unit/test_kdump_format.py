@@ -604,6 +604,14 @@ def _zstd_without_size(data: bytes) -> bytes:
     return zstandard.ZstdCompressor(write_content_size=False, write_checksum=True).compress(data)
 
 
+def _zstd_with_window(log: int) -> bytes:
+    """A frame that makes its reader allocate so much, in two blocks, as a stream is."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=log, write_content_size=False)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    first = stream.compress(PAGE[:100]) + stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    return first + stream.compress(PAGE[100:]) + stream.flush()
+
+
 @pytest.mark.parametrize(
     ("flag", "data"),
     [
@@ -611,9 +619,10 @@ def _zstd_without_size(data: bytes) -> bytes:
         (ZLIB, zlib.compress(PAGE, 0)),
         (ZSTD, zstandard.ZstdCompressor(level=1).compress(PAGE)),
         (ZSTD, _zstd_without_size(PAGE)),
+        (ZSTD, _zstd_with_window(23)),
         (0, PAGE),
     ],
-    ids=["zlib", "zlib stored", "zstd", "zstd without size", "raw"],
+    ids=["zlib", "zlib stored", "zstd", "zstd without size", "zstd with a large window", "raw"],
 )
 def test_pages_of_other_writers(flag: int, data: bytes) -> None:
     assert decompressor(flag, 4096)(data) == PAGE
@@ -634,12 +643,13 @@ def test_pages_of_other_writers(flag: int, data: bytes) -> None:
         (ZSTD, zstandard.ZstdCompressor().compress(bytes(100 << 20))),
         (ZSTD, _zstd_without_size(bytes(100 << 20))),
         (ZSTD, _zstd_without_size(PAGE)[:-4] + b"1234"),
+        (ZSTD, _zstd_with_window(27)),
         (ZSTD, zstandard.ZstdCompressor().compress(b"")),
         (ZSTD, zstandard.ZstdCompressor().compress(PAGE)[:100]),
         (ZSTD, PAGE),
         (ZSTD, b""),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_pages_that_are_none(flag: int, data: bytes) -> None:
     with pytest.raises(BadVmcore, match="page"):

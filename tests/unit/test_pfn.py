@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdump_service.pfn import CHUNK_PAGES, BoolArray, PfnBitmap, chunks_of, fill_range, runs_of
+from kdump_service.errors import BadVmcore
+from kdump_service.pfn import CHUNK_PAGES, MOST_PFN, BoolArray, PfnBitmap, chunks_of, fill_range, runs_of
 
 
 def _bits(*pfns: int) -> BoolArray:
@@ -105,6 +106,12 @@ def test_packed_as_kdump_compressed_files_have_it() -> None:
     assert packed[:3] == b"\x01\x02\x00"
     assert packed[-1] == 0x80
     assert PfnBitmap(1).packed(0) == bytes(CHUNK_PAGES // 8)
+
+
+def test_more_than_there_can_be() -> None:
+    assert len(PfnBitmap(MOST_PFN)) == 0
+    with pytest.raises(BadVmcore, match="0x1000000001"):
+        PfnBitmap(MOST_PFN + 1)
 
 
 def test_a_terabyte_takes_little_memory() -> None:

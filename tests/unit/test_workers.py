@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 from __future__ import annotations
 
+import errno
 import faulthandler
 import mmap
 import os
@@ -9,13 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from kdump_service.engine.workers import Job, WorkerPool
-from kdump_service.errors import WorkerFailed
+from kdump_service.errors import BadVmcore, WorkerFailed
 
 SLOT_BYTES = 4096
 KILLED = None
@@ -143,6 +144,41 @@ def test_an_exception_in_a_job_is_ours_to_know() -> None:
 
     with pytest.raises(WorkerFailed, match="LookupError: nothing there"):
         _run(job, 100)
+
+
+def test_an_error_of_ours_is_what_it_is() -> None:
+    def job(request: bytes, slot: memoryview) -> bytes:
+        raise BadVmcore("no page tables at 0x1000", "Look elsewhere.")
+
+    with pytest.raises(BadVmcore) as caught:
+        _run(job, 10)
+    assert caught.value.explanation() == "no page tables at 0x1000. Look elsewhere."
+
+
+@pytest.mark.parametrize("possible", [1, 2])
+def test_fewer_processes_where_there_is_no_room_for_more(
+    monkeypatch: pytest.MonkeyPatch, possible: int
+) -> None:
+    monkeypatch.setattr(os, "fork", _fork_so_often(possible))
+    assert _run(_square, 50, 4) == [number**2 for number in range(50)]
+
+
+def test_no_process_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fork", _fork_so_often(0))
+    with pytest.raises(BlockingIOError):
+        _run(_square, 50, 4)
+
+
+def _fork_so_often(times: int) -> Callable[[], int]:
+    fork = os.fork
+    left = iter(range(times))
+
+    def limited() -> int:
+        if next(left, None) is None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    return limited
 
 
 def test_a_job_that_exits_is_an_exception_too() -> None:

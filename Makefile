@@ -11,8 +11,11 @@ PREFIX ?= /usr
 # Debian: where packages (not pip) put modules of the system's Python.
 PYTHON_SITE ?= $(PREFIX)/lib/python3/dist-packages
 VENV := .venv
+# Virtual machines at once. Each has two processors, and keeps one busy most of the time.
+VM_JOBS ?= 2
+VM_TESTS = $(VENV)/bin/pytest -n $(VM_JOBS) --dist worksteal tests/vm
 
-.PHONY: help setup lint test test-unit test-vm demo bench install clean
+.PHONY: help setup lint test test-unit test-vm demo bench bench-capture install clean
 
 help:
 	@echo "make setup       install what is needed (apt) and make .venv"
@@ -22,6 +25,7 @@ help:
 	@echo "make test-vm     only those in virtual machines"
 	@echo "make lint        linters and type checks"
 	@echo "make bench       measure against makedumpfile: hours; BENCH=--quick: three minutes"
+	@echo "make bench-capture  capture boots against kdump-tools: hours; BENCH_CAPTURE=--quick: five minutes"
 	@echo "make install     install to DESTDIR as a Debian package would"
 
 # --- setup ---------------------------------------------------------------------------------------------------
@@ -44,10 +48,11 @@ test-unit: setup
 	$(VENV)/bin/pytest tests/unit tests/fuzz tests/bus
 
 test-vm: setup
-	$(VENV)/bin/pytest tests/vm
+	$(VM_TESTS)
 
 test: setup
-	$(VENV)/bin/pytest tests/lint tests/unit tests/fuzz tests/bus tests/vm
+	$(VENV)/bin/pytest tests/lint tests/unit tests/fuzz tests/bus
+	$(VM_TESTS)
 
 demo: setup
 	@$(VENV)/bin/python -m tests.vm.demo
@@ -55,6 +60,10 @@ demo: setup
 # BENCH: its options; BENCH=--help lists them.
 bench: setup
 	@$(VENV)/bin/python -m tests.bench $(BENCH)
+
+# TRIES: crashes of each machine. BENCH_CAPTURE: further options; BENCH_CAPTURE=--help lists them.
+bench-capture: setup
+	@$(VENV)/bin/python -m tests.bench.capture_boot $(if $(TRIES),--tries $(TRIES)) $(BENCH_CAPTURE)
 
 # --- installation --------------------------------------------------------------------------------------------
 
@@ -74,12 +83,22 @@ install:
 	install -D -m 644 units/kdump-service.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/kdump-service.catalog
 	install -D -m 644 dbus/org.kdump.Kdump1.conf $(DESTDIR)$(PREFIX)/share/dbus-1/system.d/org.kdump.Kdump1.conf
 	install -D -m 644 dbus/org.kdump.Kdump1.service $(DESTDIR)$(PREFIX)/share/dbus-1/system-services/org.kdump.Kdump1.service
-	install -D -m 644 dbus/org.kdump.Kdump1.xml $(DESTDIR)$(PREFIX)/share/dbus-1/interfaces/org.kdump.Kdump1.xml
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/dbus-1/interfaces dbus/org.kdump.Kdump1.xml dbus/org.kdump.Kdump1.Dump.xml
 	install -D -m 644 dbus/org.kdump.Kdump1.policy $(DESTDIR)$(PREFIX)/share/polkit-1/actions/org.kdump.Kdump1.policy
+	install -D -m 644 packaging/completion/kdumpctl.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/kdumpctl
+	install -D -m 644 packaging/completion/_kdumpctl $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kdumpctl
+	install -D -m 644 packaging/completion/kdumpctl.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/kdumpctl.fish
 	install -D -m 644 packaging/kdump-service.conf $(DESTDIR)/etc/kdump-service.conf
+	install -d -m 755 $(DESTDIR)/etc/kdump-service.conf.d
+	install -D -m 755 packaging/dracut/99kdump-service/module-setup.sh $(DESTDIR)$(PREFIX)/lib/dracut/modules.d/99kdump-service/module-setup.sh
+	install -D -m 755 packaging/kernel-hooks/zz-kdump-service $(DESTDIR)/etc/kernel/postinst.d/zz-kdump-service
+	install -D -m 755 packaging/kernel-hooks/95-kdump-service.install $(DESTDIR)$(PREFIX)/lib/kernel/install.d/95-kdump-service.install
+	install -D -m 644 packaging/specimen.vmcore.zst $(DESTDIR)$(PREFIX)/lib/kdump-service/specimen.vmcore.zst
 	install -D -m 644 packaging/man/kdump-service.8 $(DESTDIR)$(PREFIX)/share/man/man8/kdump-service.8
 	install -D -m 644 packaging/man/kdumpctl.8 $(DESTDIR)$(PREFIX)/share/man/man8/kdumpctl.8
 	install -D -m 644 packaging/man/kdump-service.conf.5 $(DESTDIR)$(PREFIX)/share/man/man5/kdump-service.conf.5
+	install -D -m 644 packaging/man/org.kdump.Kdump1.5 $(DESTDIR)$(PREFIX)/share/man/man5/org.kdump.Kdump1.5
+	install -D -m 644 packaging/man/kdump-problems.7 $(DESTDIR)$(PREFIX)/share/man/man7/kdump-problems.7
 
 clean:
 	rm -rf build $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -12,15 +12,19 @@ __all__ = [
     "BadCommandLine",
     "BadVmcore",
     "CannotArm",
+    "CannotRehearse",
     "ConfigError",
+    "DumpMissing",
     "ImageMissing",
     "ImageRefused",
     "ImageUnreadable",
+    "InvalidArgument",
     "KdumpError",
     "KernelBusy",
     "NoReservation",
     "NotAuthorized",
     "NotPrivileged",
+    "NotReady",
     "NotSupported",
     "ProgramFailed",
     "ReservationTooSmall",
@@ -148,6 +152,27 @@ class AlreadyRunning(KdumpError):
     exit_code = 31
 
 
+class NotReady(KdumpError):
+    """A test crash was asked for, and a problem is known that would keep it from being captured."""
+
+    reason = "not-ready"
+    exit_code = 32
+
+
+class ImageNotBuilt(KdumpError):
+    """The capture image could not be built, or did not prove itself."""
+
+    reason = "image-not-built"
+    exit_code = 33
+
+
+class CannotRehearse(KdumpError):
+    """There is nothing that could be rehearsed, or no virtual machine to do it in."""
+
+    reason = "cannot-rehearse"
+    exit_code = 34
+
+
 class BadVmcore(KdumpError):
     """The memory image is missing, truncated or not what its headers say."""
 
@@ -181,6 +206,20 @@ class WorkerFailed(KdumpError):
 
     reason = "worker-failed"
     exit_code = 44
+
+
+class DumpMissing(KdumpError):
+    """There is no such dump, or it has no such file (any more)."""
+
+    reason = "dump-missing"
+    exit_code = 45
+
+
+class InvalidArgument(KdumpError):
+    """A caller passed a word that has no meaning here."""
+
+    reason = "invalid-argument"
+    exit_code = 46
 
 
 class ProgramFailed(KdumpError):

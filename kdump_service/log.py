@@ -33,6 +33,16 @@ class MessageId(StrEnum):
     DUMP_INCOMPLETE = "c149c8990c404a708be665183186f681"
     CAPTURE_FAILED = "8862e127971f484c9f7449ab2429a756"
     CRASH_RECORDED = "55792e44a9564d9080aa469de63bb5bc"
+    TARGET_FAILED = "3a08022dd8c64d3cb825ee385fc4c669"
+    CRASH_LOOP = "8b60e8a2333249ab8ae1dd7d4ccc476f"
+    TEST_PASSED = "3b294e4fca574c399c3ab1cdf2ef7a8a"
+    TEST_FAILED = "3bd31f295c10446b98dac7e6cd9c741c"
+    OLD_DUMPS_REMOVED = "29379f21b11142b0a68791f6e2873a13"
+    REHEARSAL_PASSED = "06afc083c11e4985b39d3f18fe5b7398"
+    REHEARSAL_FAILED = "dce91b68dc214ac0b833c29e5e7f8f3c"
+    IMAGE_REBUILT = "850369976345474786e4df6d21d08ecf"
+    IMAGE_NOT_BUILT = "0ea5dd09e0e043aa979359bec1634602"
+    RESERVATION_SHRUNK = "f3db6b037e3747b6af0d087716b5ac0d"
 
 
 def event(
@@ -43,6 +53,11 @@ def event(
     Field names are upper case and begin with ``KDUMP_``; the journal stores them as they are.
     """
     logger.log(level, "%s", text, extra={"journal_fields": {"MESSAGE_ID": message_id.value, **fields}})
+
+
+def _utf8(text: str) -> str:
+    """The text in a form that the journal takes: names of files and kernel command lines may be any bytes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class _JournalHandler(logging.Handler):
@@ -60,13 +75,13 @@ class _JournalHandler(logging.Handler):
             if record.exc_info:
                 fields["EXCEPTION_TEXT"] = logging.Formatter().formatException(record.exc_info)
             self._send(
-                record.getMessage(),
+                _utf8(record.getMessage()),
                 PRIORITY=_PRIORITIES.get(record.levelno, 6),
                 CODE_FILE=record.pathname,
                 CODE_LINE=record.lineno,
                 CODE_FUNC=record.funcName,
                 SYSLOG_IDENTIFIER="kdump-service",
-                **fields,
+                **{name: _utf8(value) if isinstance(value, str) else value for name, value in fields.items()},
             )
         except OSError:
             self.handleError(record)  # journald is away: standard error is what is left

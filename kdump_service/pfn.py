@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from kdump_service.errors import BadVmcore
 
-__all__ = ["CHUNK_PAGES", "MOST_PFN", "BoolArray", "PfnBitmap", "chunks_of", "fill_range", "runs_of"]
+__all__ = [
+    "CHUNK_PAGES",
+    "MOST_PFN",
+    "BoolArray",
+    "PfnBitmap",
+    "chunks_of",
+    "fill_range",
+    "running_counts",
+    "runs_of",
+]
 
 CHUNK_PAGES = 1 << 18
 """Frames handled at once: 1 GiB of pages of 4 KiB. A power of two, so that naturally aligned groups of pages
@@ -41,6 +50,11 @@ def fill_range(bits: BoolArray, chunk: int, first_pfn: int, end_pfn: int, value:
     start, end = max(first_pfn - base, 0), min(end_pfn - base, CHUNK_PAGES)
     if start < end:
         bits[start:end] = value
+
+
+def running_counts(bits: BoolArray) -> NDArray[np.uint32]:
+    """How many bits are set up to each one, itself included: a MiB for a chunk, and nothing beside it."""
+    return np.cumsum(bits, dtype=np.uint32)
 
 
 def runs_of(bits: BoolArray, base: int = 0) -> NDArray[np.int64]:

@@ -9,10 +9,14 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-__all__ = ["format_bytes", "format_seconds", "format_utc", "parse_bytes", "parse_utc"]
+__all__ = ["format_bytes", "format_seconds", "format_utc", "parse_bytes", "parse_seconds", "parse_utc"]
 
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+)([KMGT]?)", re.ASCII)
+# systemd.time(7), as far as it names whole seconds; a month and a year have no one length.
+_SPAN_UNITS = {"": 1, "s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "hr": 3600, "d": 86400, "day": 86400,
+               "days": 86400, "w": 7 * 86400, "week": 7 * 86400, "weeks": 7 * 86400}  # fmt: skip
+_SPAN_PART = re.compile(r"(\d+)\s*([a-z]*)", re.ASCII)
 
 
 def parse_bytes(text: str) -> int:
@@ -23,6 +27,17 @@ def parse_bytes(text: str) -> int:
             f"{text!r} is not a size: write a whole number, with K, M, G or T for powers of 1024"
         )
     return int(match[1]) * _SUFFIXES[match[2]]
+
+
+def parse_seconds(text: str) -> int:
+    """Turn ``30d`` or ``1h 30min`` into seconds. Raises ValueError with a sentence for the administrator."""
+    parts = _SPAN_PART.findall(text)
+    rest = _SPAN_PART.sub("", text).strip()
+    if not parts or rest or any(unit not in _SPAN_UNITS for _, unit in parts):
+        raise ValueError(
+            f"{text!r} is not a time span: write whole numbers with s, min, h, d or w, as in 30d or 1h 30min"
+        )
+    return sum(int(number) * _SPAN_UNITS[unit] for number, unit in parts)
 
 
 def format_bytes(size_bytes: float) -> str:

@@ -12,17 +12,25 @@ import contextlib
 import dataclasses
 import json
 import os
+import sys
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from kdump_service import __version__
+from kdump_service.quantity import parse_utc
 
 __all__ = [
     "FALLBACK_FOLDER",
+    "JOURNAL_FILE",
+    "LARGEST_RECORD_BYTES",
+    "LOG_FILE",
     "RECORD_FILE",
     "SCHEMA",
+    "STATE_FOLDER",
+    "TEST_CRASH_FILE",
+    "TEST_CRASH_MARK",
     "DumpFile",
     "DumpRecord",
     "DumpState",
@@ -34,18 +42,25 @@ __all__ = [
 
 SCHEMA = 1
 RECORD_FILE = "record.json"
+LOG_FILE = "dmesg.txt"
+STATE_FOLDER = "var/lib/kdump-service"
+"""What the service remembers across boots."""
 FALLBACK_FOLDER = "var/lib/kdump-service/crash"
 """Takes the record where the target cannot be written."""
-_LARGEST_RECORD_BYTES = 1 << 20
-_JSON_TYPES: dict[str, type | tuple[type, ...]] = {
-    "str": str,
-    "int": int,
-    "float": (int, float),
-    "int | None": (int, type(None)),
-    "list[str]": list,
-    "dict[str, int]": dict,
-    "DumpState": str,
-}
+JOURNAL_FILE = "capture.journal"
+"""Of a capture boot that has no file system of its own, beside the dump."""
+TEST_CRASH_MARK = "kdump-service: the crash that follows was asked for"
+"""A line of the kernel's log."""
+TEST_CRASH_FILE = "var/lib/kdump-service/test-crash.json"
+"""Announces a crash that somebody asked for; written before it, read by the capture boot and after it."""
+LARGEST_RECORD_BYTES = 1 << 20
+_LONGEST_TEXT = 8 << 10
+"""Of one text, in characters. A line of the kernel's log has at most 2 KiB (PRINTK_MESSAGE_MAX)."""
+_HIGHEST_NUMBER = (1 << 63) - 1
+"""What the journal's and the bus's numbers hold."""
+_HIGHEST_SMALL_NUMBER = (1 << 31) - 1
+_SMALL_NUMBERS = frozenset({"crash_pid", "crash_cpu", "dump_level"})
+_TIMES = frozenset({"crash_time", "saved_time"})
 
 
 class DumpState(StrEnum):
@@ -132,6 +147,10 @@ class DumpRecord:
     hardware_name: str = ""
     signature: str = ""
     """16 hexadecimal digits: the same for the same bug."""
+    test: bool = False
+    """Whether an administrator asked for the crash, to see it captured."""
+    armed_identity: str = ""
+    """SHA-256 of kernel, image, command line and target that were armed: what this dump is a proof of."""
     kernel_log_records: int = 0
     """Records of the kernel's log that were saved."""
     format: str = ""
@@ -170,7 +189,7 @@ class DumpRecord:
     @property
     def stored_bytes(self) -> int:
         """Room that the dump's files occupy."""
-        return sum(file.stored_bytes for file in self.files)
+        return min(sum(file.stored_bytes for file in self.files), _HIGHEST_NUMBER)
 
     def to_json(self) -> str:
         """The record as text, one field a line."""
@@ -178,35 +197,113 @@ class DumpRecord:
 
     @classmethod
     def from_json(cls, text: str) -> DumpRecord:
-        """Read a record. Raises ValueError if it is not one."""
-        document: Any = json.loads(text)
+        """Read a record. Raises ValueError if it is not one.
+
+        Records lie in places that others may have written to, and outlive disks. So each value has the type
+        and the range that the bus and the journal carry, and texts are fit to be printed, when this returns.
+        """
+        try:
+            return cls.from_document(json.loads(text))
+        except RecursionError:
+            raise ValueError("not a record: nested too deeply") from None
+
+    @classmethod
+    def from_document(cls, document: Any) -> DumpRecord:
+        """The record of a JSON object. Raises ValueError."""
         if not isinstance(document, dict):
             raise ValueError("not a JSON object")
-        if not isinstance(document.get("schema"), int) or document["schema"] > SCHEMA:
-            raise ValueError(f"schema {document.get('schema')!r} is not known to version {__version__}")
-        values: dict[str, Any] = {}
-        for spec in dataclasses.fields(cls):
-            if spec.name not in document:
-                continue
-            value = document[spec.name]
-            kind = _JSON_TYPES.get(str(spec.type))
-            if kind is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-                raise ValueError(f"{spec.name}: {value!r} is not of type {spec.type}")
-            values[spec.name] = value
-        try:
-            values["state"] = DumpState(values["state"])
-            values["files"] = [DumpFile(**each) for each in values.get("files", [])]
-            values["image_parts"] = [ImagePart(**each) for each in values.get("image_parts", [])]
-            values["problems"] = [Problem(**each) for each in values.get("problems", [])]
-            return cls(**values)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"not a record: {error}") from error
+        schema = document.get("schema")
+        if not isinstance(schema, int) or schema > SCHEMA:
+            raise ValueError(f"schema {schema!r:.40} is not known to version {__version__}")
+        if not document.get("name") or "state" not in document:
+            raise ValueError("not a record: without a name or a state")
+        record: DumpRecord = _dataclass_of(cls, document)
+        return record
 
     @classmethod
     def read(cls, folder: Path) -> DumpRecord:
-        """The record of a dump folder. Raises OSError or ValueError."""
+        """The record of a dump folder that is trusted. Raises OSError or ValueError."""
         with open(folder / RECORD_FILE, encoding="utf-8") as file:
-            return cls.from_json(file.read(_LARGEST_RECORD_BYTES))
+            return cls.from_json(file.read(LARGEST_RECORD_BYTES))
+
+
+def _printable(text: str) -> str:
+    """The text without what would end a D-Bus connection (NUL, half a surrogate pair) or steer a terminal."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " if c in "\n\t" else "\ufffd" for c in text)
+    return text[:_LONGEST_TEXT]
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: {value!r:.40} is not a text")
+    # The same names come again in each record: modules, functions.
+    return sys.intern(_printable(value))
+
+
+def _number(name: str, value: object) -> int:
+    highest = _HIGHEST_SMALL_NUMBER if name in _SMALL_NUMBERS else _HIGHEST_NUMBER
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= highest:
+        raise ValueError(f"{name}: {value!r:.40} is not a number from 0 to {highest}")
+    return value
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name}: {value!r:.40} is not a number")
+    if not 0 <= value <= _HIGHEST_NUMBER:  # which is false for NaN, too
+        raise ValueError(f"{name}: {value!r:.40} is not a duration")
+    return float(value)
+
+
+def _time(value: str) -> str:
+    """A time that can be computed with; empty, as where none is known, if it is none."""
+    try:
+        parse_utc(value)
+    except ValueError:
+        return ""
+    return value
+
+
+def _typed(kind: str, name: str, value: object) -> Any:
+    """The value of a field of this annotation. Raises ValueError."""
+    if kind == "str":
+        return _time(_text(name, value)) if name in _TIMES else _text(name, value)
+    if kind == "int":
+        return _number(name, value)
+    if kind == "int | None":
+        return None if value is None else _number(name, value)
+    if kind == "float":
+        return _seconds(name, value)
+    if kind == "bool" and isinstance(value, bool):
+        return value
+    if kind == "DumpState":
+        return DumpState(_text(name, value))
+    if kind.startswith("dict[str, ") and isinstance(value, dict):
+        of = kind.removeprefix("dict[str, ").removesuffix("]")
+        return {_text(name, key): _typed(of, name, each) for key, each in value.items()}
+    if kind.startswith("list[") and isinstance(value, list):
+        of = kind.removeprefix("list[").removesuffix("]")
+        return [_typed(of, name, each) for each in value]
+    if kind in _PARTS and isinstance(value, dict):
+        return _dataclass_of(_PARTS[kind], value)
+    raise ValueError(f"{name}: {value!r:.40} is not of type {kind}")
+
+
+_PARTS: dict[str, Any] = {each.__name__: each for each in (DumpFile, ImagePart, Problem)}
+
+
+def _dataclass_of(cls: Any, document: dict[str, Any]) -> Any:
+    """An object of this dataclass; keys that it does not have are of a newer version, and passed over."""
+    values = {
+        spec.name: _typed(str(spec.type), spec.name, document[spec.name])
+        for spec in dataclasses.fields(cls)
+        if spec.name in document
+    }
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"not a record: {error}") from error
 
 
 def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:

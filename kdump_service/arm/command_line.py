@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Literal
+
 from kdump_service.config import Config
 from kdump_service.errors import BadCommandLine
 from kdump_service.kernel.cmdline import join_words, same_parameter, split_words, word_name
 
-__all__ = ["NOT_INHERITED", "added_words", "capture_command_line", "check_length"]
+__all__ = ["NOT_INHERITED", "WATCHDOG_WORD", "added_words", "capture_command_line", "check_length"]
+
+WATCHDOG_WORD = "systemd.watchdog_sec="
+"""kernel-command-line(7): PID 1 feeds the first watchdog, whatever systemd-system.conf(5) says."""
 
 # What a capture boot must not inherit, by reason. A name that ends in * stands for all names that begin so;
 # one with = for exactly this word. Meanings: Documentation/admin-guide/kernel-parameters.txt,
@@ -62,6 +68,26 @@ NOT_INHERITED: dict[str, tuple[str, ...]] = {
         "vga", "splash", "plymouth.*", "vt.global_cursor_default",
     ),
 }  # fmt: skip
+
+# The small image has its own root: these describe how to find and mount production's, or what to do there.
+_NOT_FOR_THE_SMALL_IMAGE = (
+    "root", "rootflags", "rootfstype", "rootwait", "rootdelay", "ro", "rw", "init", "rd.*", "nfsroot", "ip",
+    "netroot", "ifname", "bootdev", "luks.*", "cryptdevice", "cryptopts", "zfs", "boot", "overlayroot",
+    "fsck.*", "mount.usr*", "usr.*", "roothash", "usrhash", "systemd.verity*",
+)  # fmt: skip
+# rootfs in memory would be limited to half of it, and the image would lack files without a word
+# (init/do_mounts.c: rootfs is ramfs if this is asked for).
+#
+# Kernels before 6.6 make 12,000 files for their trace events at boot, which nobody will look at: 9 MiB of
+# inodes (measured with Debian's 6.1). What they do where the kernel is locked down for confidentiality is
+# asked for here, too: none of them (kernel/trace/trace.c). The word may stand several times, and a name that
+# does not exist counts for nothing.
+_ADDED_FOR_THE_SMALL_IMAGE = ("rootfstype=ramfs", "initcall_blacklist=tracer_init_tracefs")
+
+# A serial console takes a second for 11 kB at 115200 baud, and a boot prints 40: the capture's own lines are
+# enough, and the rest is in its journal. Who wants to see it says so on production's line, too.
+_QUIET = "quiet"
+_TALKATIVE = ("debug", "ignore_loglevel", "loglevel", "earlyprintk", "earlycon")
 
 # What every capture boot gets.
 _ADDED_EVERYWHERE = (
@@ -120,9 +146,9 @@ _MOST_BYTES = {
 }
 
 
-def _is_not_inherited(word: str) -> bool:
+def _is_not_inherited(word: str, groups: Iterable[tuple[str, ...]]) -> bool:
     name = word_name(word)
-    for patterns in NOT_INHERITED.values():
+    for patterns in groups:
         for pattern in patterns:
             if pattern.endswith("*") and name.replace("-", "_").startswith(pattern[:-1].replace("-", "_")):
                 return True
@@ -136,7 +162,14 @@ def added_words(machine: str) -> list[str]:
     return [*_ADDED_EVERYWHERE, *_ADDED_BY_MACHINE.get(machine, _ADDED_BY_MACHINE[""])]
 
 
-def capture_command_line(running: str, machine: str, config: Config) -> str:
+def capture_command_line(
+    running: str,
+    machine: str,
+    config: Config,
+    environment: Literal["initramfs", "rootfs"] = "rootfs",
+    *,
+    watchdog_sec: int = 0,
+) -> str:
     """The capture kernel's command line.
 
     ``CommandLine=`` replaces what the running kernel's line would give, word for word; the words that a
@@ -148,8 +181,16 @@ def capture_command_line(running: str, machine: str, config: Config) -> str:
     if "--" in words:
         words = words[: words.index("--")]
     added = added_words(machine)
+    if watchdog_sec and not any(word.startswith(WATCHDOG_WORD) for word in words):
+        added.append(f"{WATCHDOG_WORD}{watchdog_sec}")
+    groups = [*NOT_INHERITED.values()]
+    if environment == "initramfs":
+        added = [*added, *_ADDED_FOR_THE_SMALL_IMAGE]
+        if not any(same_parameter(word_name(word), talk) for word in words for talk in _TALKATIVE):
+            added.append(_QUIET)
+        groups.append(_NOT_FOR_THE_SMALL_IMAGE)
     if not config.command_line:
-        words = [word for word in words if not _is_not_inherited(word) and word not in added]
+        words = [word for word in words if not _is_not_inherited(word, groups) and word not in added]
     words += added
     removed = [word_name(word) for word in split_words(config.command_line_remove)]
     words = [word for word in words if not any(same_parameter(word_name(word), name) for name in removed)]

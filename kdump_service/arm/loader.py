@@ -17,19 +17,28 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from kdump_service import errors
-from kdump_service.arm.images import CaptureImages
+from kdump_service.arm.images import memory_bytes_of
+from kdump_service.file_identity import FileIdentity
+from kdump_service.image.archive import small_archive
 from kdump_service.kernel import syscall
+from kdump_service.kernel.crashkernel import aligned
 from kdump_service.kernel.files import KernelFiles
+from kdump_service.kernel.hardware import Hardware
 from kdump_service.quantity import format_bytes
 from kdump_service.record import write_atomically
 
-__all__ = ["FileIdentity", "LoadRequest", "Loader", "explain"]
+__all__ = ["FileIdentity", "LoadRequest", "Loader", "explain", "least_reservation_bytes", "opened_initramfs"]
 
 logger = logging.getLogger(__name__)
 
 ARMED_FILE = "run/kdump-service/armed.json"
+
+_LEAST_FREE_BYTES = 16 << 20
+"""What a capture kernel needs beside its image and its initramfs to come as far as to its panic=. Measured
+with Debian's 6.1 and a small image: with 1 MiB it hangs, with 5 it ends in a panic, and reboots."""
 
 # What the kernel answers when a signature is missing, wrong, or made with a key that it does not hold
 # (kernel/kexec_file.c: kimage_validate_signature; crypto/asymmetric_keys: verify_pefile, pkcs7).
@@ -39,23 +48,11 @@ _SIGNATURE_ERRNOS = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class FileIdentity:
-    """A file as it was when looked at; any change of its content changes size, time or inode."""
-
-    path: str
-    inode: int
-    size_bytes: int
-    modified_nsec: int
-
-    @classmethod
-    def of(cls, path: Path) -> FileIdentity:
-        """Look at a file. Raises ImageUnreadable."""
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise errors.ImageUnreadable(f"{path}: {error.strerror}") from error
-        return cls(str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+_NO_SHIM = (
+    # The boot loader shim hands the distribution's own key to the kernel, and only with Secure Boot.
+    "The keys of distributions' kernels are trusted where Secure Boot is on and shim started the boot "
+    "loader: switch it on, or take lockdown= off the kernel command line."
+)
 
 
 @dataclass(frozen=True)
@@ -65,11 +62,9 @@ class LoadRequest:
     kernel: FileIdentity
     initramfs: FileIdentity
     command_line: str
-
-    @classmethod
-    def of(cls, images: CaptureImages, command_line: str) -> LoadRequest:
-        """A request for these images as they are now. Raises ImageUnreadable."""
-        return cls(FileIdentity.of(images.kernel), FileIdentity.of(images.initramfs), command_line)
+    added_files: tuple[tuple[str, str], ...] = ()
+    """Path and text of each file that is put into the initramfs on the way: what changes with settings and
+    boots."""
 
 
 Syscalls = Callable[[int, int | None, str], None]
@@ -91,22 +86,13 @@ class Loader:
 
     def loaded_request(self) -> LoadRequest | None:
         """What is loaded, if we loaded it in this boot; None if nothing is or nobody knows what."""
-        if not self._kernel_files.crash_loaded:
-            return None
-        try:
-            document = json.loads(self._memory.read_text(encoding="utf-8"))
-            if document["boot_id"] != self._kernel_files.boot_id:
-                return None
-            return LoadRequest(
-                FileIdentity(**document["kernel"]),
-                FileIdentity(**document["initramfs"]),
-                str(document["command_line"]),
-            )
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            logger.warning("%s: cannot be read, loading anew, ignoring: %s", self._memory, error)
-            return None
+        loaded = self._remembered()
+        return loaded[0] if loaded is not None else None
+
+    def hardware_of_the_load(self) -> Hardware | None:
+        """What the machine had when that was loaded; None if nothing is, or nobody knows."""
+        loaded = self._remembered()
+        return loaded[1] if loaded is not None else None
 
     def reserved_bytes(self) -> int:
         """Memory reserved for a crash kernel. Raises KernelBusy while another program loads one."""
@@ -127,16 +113,19 @@ class Loader:
         reserved_bytes = self.reserved_bytes()
         if reserved_bytes == 0:
             raise _no_reservation(self._kernel_files.command_line)
+        _check_reservation(request, reserved_bytes)
         self._forget()
+        # Before the load: what is plugged meanwhile may be in it or not, and is then loaded anew.
+        hardware = Hardware.of(self._kernel_files)
         try:
-            with open(request.kernel.path, "rb") as kernel, open(request.initramfs.path, "rb") as initramfs:
+            with open(request.kernel.path, "rb") as kernel, opened_initramfs(request) as initramfs:
                 try:
                     self._load(kernel.fileno(), initramfs.fileno(), request.command_line)
                 except OSError as error:
                     raise explain(error, request, self._kernel_files, reserved_bytes) from error
         except OSError as error:
             raise errors.ImageUnreadable(f"{error.filename}: {error.strerror}") from error
-        self._remember(request)
+        self._remember(request, hardware)
 
     def unload(self) -> None:
         """Unload; succeeds also where nothing is loaded. Raises CannotArm."""
@@ -154,8 +143,33 @@ class Loader:
             ) from error
         self._forget()
 
-    def _remember(self, request: LoadRequest) -> None:
-        document = {"boot_id": self._kernel_files.boot_id, **dataclasses.asdict(request)}
+    def _remembered(self) -> tuple[LoadRequest, Hardware] | None:
+        if not self._kernel_files.crash_loaded:
+            return None
+        try:
+            document = json.loads(self._memory.read_text(encoding="utf-8"))
+            if document["boot_id"] != self._kernel_files.boot_id:
+                return None
+            request = LoadRequest(
+                FileIdentity(**document["kernel"]),
+                FileIdentity(**document["initramfs"]),
+                str(document["command_line"]),
+                tuple((str(path), str(text)) for path, text in document["added_files"]),
+            )
+            hardware = document["hardware"]
+            return request, Hardware(int(hardware["memory_blocks"]), str(hardware["processors"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            logger.warning("%s: cannot be read, loading anew, ignoring: %s", self._memory, error)
+            return None
+
+    def _remember(self, request: LoadRequest, hardware: Hardware) -> None:
+        document = {
+            "boot_id": self._kernel_files.boot_id,
+            **dataclasses.asdict(request),
+            "hardware": dataclasses.asdict(hardware),
+        }
         try:
             self._memory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             write_atomically(self._memory, json.dumps(document, indent=2) + "\n")
@@ -170,6 +184,27 @@ class Loader:
             logger.warning("%s: cannot be removed, ignoring: %s", self._memory, error)
 
 
+def opened_initramfs(request: LoadRequest) -> BinaryIO:
+    """The initramfs with the added files behind it, in memory: the kernel takes one open file."""
+    if not request.added_files:
+        return open(request.initramfs.path, "rb")
+    with open(request.initramfs.path, "rb") as image:
+        descriptor = os.memfd_create("kdump-initramfs")
+        with open(descriptor, "wb") as whole:
+            size = os.fstat(image.fileno()).st_size
+            copied = 0
+            while copied < size:
+                done = os.sendfile(whole.fileno(), image.fileno(), copied, size - copied)
+                if done == 0:
+                    raise OSError(errno.EIO, "the file became shorter", request.initramfs.path)
+                copied += done
+            whole.seek(size + -size % 4)  # where an archive may begin
+            whole.write(small_archive(dict(request.added_files)))
+            whole.flush()
+            # Anew and for reading alone: the kernel takes no file that somebody could still write to.
+            return open(f"/proc/self/fd/{descriptor}", "rb")
+
+
 def _no_reservation(command_line: str) -> errors.NoReservation:
     asked = [word for word in command_line.split() if word.startswith("crashkernel=")]
     if asked:
@@ -180,9 +215,28 @@ def _no_reservation(command_line: str) -> errors.NoReservation:
         )
     return errors.NoReservation(
         "no memory is reserved for a crash kernel",
-        "Add crashkernel=256M to the kernel command line of the boot loader and reboot (on Debian: "
-        "GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub).",
+        "Run: kdumpctl reserve, which adds crashkernel= to the boot loader's configuration, and reboot.",
     )
+
+
+def least_reservation_bytes(request: LoadRequest) -> int:
+    """In less than that, what is loaded would hang instead of starting; 0 where the kernel's image does not
+    tell."""
+    kernel_bytes = memory_bytes_of(Path(request.kernel.path))
+    return kernel_bytes + request.initramfs.size_bytes + _LEAST_FREE_BYTES if kernel_bytes else 0
+
+
+def _check_reservation(request: LoadRequest, reserved_bytes: int) -> None:
+    """The kernel loads what just fits. It would then die before it knows panic=, and hang for ever: better
+    not armed, and rebooted by production's own panic=."""
+    needed = least_reservation_bytes(request)
+    if reserved_bytes < needed:
+        raise errors.ReservationTooSmall(
+            f"{request.kernel.path} with {request.initramfs.path} would hang in the "
+            f"{format_bytes(reserved_bytes)} reserved by crashkernel=: they need "
+            f"{format_bytes(aligned(needed))} to start at all, and more to save anything",
+            "Reserve more: kdumpctl reserve auto",
+        )
 
 
 def _privilege_hint(kernel_files: KernelFiles) -> str:
@@ -226,7 +280,10 @@ def explain(
         )
         return errors.SignatureRefused(
             f"the kernel refuses {kernel}: its signature is missing or not trusted ({error.strerror}; {why})",
-            "Load a kernel that the distribution signed, or enrol the key that signed this one (mokutil).",
+            _NO_SHIM
+            if code == errno.EPERM and not kernel_files.secure_boot
+            else "Load a kernel that the distribution signed, or enrol the key that signed this one "
+            "(mokutil).",
         )
     if code == errno.EPERM:
         return errors.NotPrivileged(

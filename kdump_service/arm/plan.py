@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """From configuration and machine to what is to be loaded, and to what the capture boot must know.
 
-In the capture boot the daemon's view of the machine is gone. What it needs is written at arming to one
-JSON file: the configuration, who the machine is, and where the target is mounted.
+In the capture boot the daemon's view of the machine is gone. What it needs is one JSON file: the
+configuration, who the machine is, and where the target is mounted. The small image gets it at each load; for
+a capture boot with the root file system it is written to disk.
 """
 
 from __future__ import annotations
@@ -10,27 +11,54 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from kdump_service.arm.command_line import capture_command_line, check_length
-from kdump_service.arm.images import find_images
-from kdump_service.arm.loader import LoadRequest
+from kdump_service.arm.environment import CaptureEnvironment, choose_environment
+from kdump_service.arm.identity import armed_identity
+from kdump_service.arm.images import find_kernel
+from kdump_service.arm.loader import FileIdentity, LoadRequest
 from kdump_service.config import CAPTURE_SETTINGS_FILE, Config
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.record import write_atomically
 
-__all__ = ["mount_point_of", "plan_load", "write_capture_settings"]
+__all__ = ["Plan", "mount_point_of", "plan_load", "write_capture_settings"]
 
 CAPTURE_SETTINGS_SCHEMA = 1
 
 
-def plan_load(kernel_files: KernelFiles, config: Config) -> LoadRequest:
+@dataclass(frozen=True)
+class Plan:
+    """What to load, and why not something better."""
+
+    request: LoadRequest
+    environment: CaptureEnvironment
+
+
+def plan_load(kernel_files: KernelFiles, config: Config) -> Plan:
     """What to load on this machine under this configuration. Raises CannotArm or one of its kinds."""
-    images = find_images(kernel_files.root, kernel_files.release, config)
+    kernel = find_kernel(kernel_files.root, kernel_files.release, config)
+    environment = choose_environment(kernel_files, config, kernel)
     machine = platform.machine()
-    command_line = capture_command_line(kernel_files.command_line, machine, config)
+    running_watchdogs = [each.timeout_sec for each in kernel_files.watchdogs if each.outlives_the_kernel]
+    command_line = capture_command_line(
+        kernel_files.command_line,
+        machine,
+        config,
+        environment.name,
+        watchdog_sec=min(running_watchdogs, default=0),
+    )
     check_length(command_line, machine)
-    return LoadRequest.of(images, command_line)
+    request = LoadRequest(FileIdentity.of(kernel), FileIdentity.of(environment.initramfs), command_line)
+    if environment.name == "initramfs":
+        identity = armed_identity(request, config.target, kernel_files.root)
+        settings = _capture_settings(kernel_files, config, identity) | environment.places
+        settings["small_image"] = True
+        files = {**environment.files, CAPTURE_SETTINGS_FILE: json.dumps(settings)}
+        request = replace(request, added_files=tuple(sorted(files.items())))
+    return Plan(request, environment)
 
 
 def mount_point_of(path: str, mount_points: Iterable[str]) -> str:
@@ -39,14 +67,23 @@ def mount_point_of(path: str, mount_points: Iterable[str]) -> str:
     return max((point for point in mount_points if point in parents), key=len, default="/")
 
 
-def write_capture_settings(kernel_files: KernelFiles, config: Config) -> None:
-    """Write what the capture boot reads. Raises OSError."""
-    document = {
+def _capture_settings(kernel_files: KernelFiles, config: Config, identity: str) -> dict[str, Any]:
+    return {
         "schema": CAPTURE_SETTINGS_SCHEMA,
         "boot_id": kernel_files.boot_id,
         "host": kernel_files.host_name,
-        "target_mount_point": mount_point_of(config.target, kernel_files.mount_points),
+        "armed_identity": identity,
         "config": config.to_json(),
+    }
+
+
+def write_capture_settings(kernel_files: KernelFiles, config: Config, identity: str = "") -> None:
+    """Write what a capture boot with the root file system reads. Raises OSError.
+
+    ``identity`` is :func:`armed_identity` of what is loaded; empty where nobody knows.
+    """
+    document = _capture_settings(kernel_files, config, identity) | {
+        "target_mount_point": mount_point_of(config.target, kernel_files.mount_points)
     }
     path = kernel_files.root / CAPTURE_SETTINGS_FILE
     text = json.dumps(document, indent=2) + "\n"

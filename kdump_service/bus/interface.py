@@ -1,37 +1,58 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The interface org.kdump.Kdump1: convert, authorise, call the daemon. No logic of its own.
+"""The interface org.kdump.Kdump1: rows of members, and values as they go over the bus. No logic of its own.
 
-Members carry their D-Bus signatures as annotations, which is how dbus-next wants them; their meaning is
-documented in ``dbus/org.kdump.Kdump1.xml``, which a test compares with live introspection.
+What the members mean is documented in ``dbus/org.kdump.Kdump1.xml``, which a test compares with live
+introspection.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from dbus_next import DBusError, PropertyAccess, Variant
-from dbus_next.aio import MessageBus
-from dbus_next.service import ServiceInterface, dbus_property, method
+from dbus_next import Variant
 
 from kdump_service import __version__
-from kdump_service.bus.authorization import require
-from kdump_service.bus.names import ACTION_ARM, INTERFACE
-from kdump_service.errors import KdumpError
-from kdump_service.service.state import Status
-from kdump_service.store.dumps import StoredDump
+from kdump_service.bus.members import Argument, Interface, Method, Property, clean
+from kdump_service.bus.names import ACTION_ARM, ACTION_CONFIGURE, ACTION_CRASH, FREE, INTERFACE, dump_path
+from kdump_service.service.problems import Problem
+from kdump_service.service.state import View
 
-__all__ = ["Acts", "KdumpInterface", "status_properties"]
+__all__ = ["ManagerActs", "manager_interface", "manager_values"]
 
-logger = logging.getLogger(__name__)
+_PROPERTIES = (
+    Property("Version", "s", constant=True, at_hand=True),
+    Property("State", "s", at_hand=True),
+    Property("Ready", "b"),
+    Property("Reason", "s", at_hand=True),
+    Property("Explanation", "s", at_hand=True),
+    Property("Problems", "a(ssss)"),
+    Property("Loaded", "b", at_hand=True),
+    Property("ReservedBytes", "t", at_hand=True),
+    Property("RequestedReservation", "s", constant=True, at_hand=True),
+    Property("KernelRelease", "s", constant=True, at_hand=True),
+    Property("Kernel", "s", at_hand=True),
+    Property("Image", "s", at_hand=True),
+    Property("CommandLine", "s", at_hand=True),
+    Property("ProvenLevel", "s"),
+    Property("ProvenTime", "s"),
+    Property("LastCrash", "o", at_hand=True),
+    Property("Activity", "s", at_hand=True),
+    Property("Progress", "d", at_hand=True),
+)
+"""At hand is what needs no file but the kernel's own word on whether a crash kernel is loaded."""
+
+# What stands in Estimate's dictionary; keys without a row are numbers.
+_TEXTS = {"Basis", "Contents"}
 
 
-class Acts(Protocol):
+class ManagerActs(Protocol):
     """What the interface needs of the daemon."""
 
-    def status(self) -> Status:
+    def view(self) -> View:
+        """The state, as far as it is known without looking."""
+
+    async def look(self) -> View:
         """The state now."""
 
     async def arm(self) -> None:
@@ -43,120 +64,104 @@ class Acts(Protocol):
     async def reload(self) -> None:
         """Raises KdumpError."""
 
-    async def list_dumps(self) -> list[StoredDump]:
-        """Oldest first."""
+    async def rebuild(self) -> None:
+        """Raises KdumpError."""
+
+    async def check(self) -> Sequence[Problem]:
+        """Worst first."""
+
+    async def estimate(self) -> Mapping[str, int | str]:
+        """Figures by their names on the bus."""
+
+    async def reserve(self, size: str, values: Mapping[str, Any]) -> Mapping[str, str | bool | list[str]]:
+        """Raises KdumpError."""
+
+    async def rehearse(self) -> Mapping[str, str | bool | int | float | list[str]]:
+        """Raises KdumpError."""
+
+    async def test_crash(self) -> None:
+        """Raises KdumpError."""
 
 
-def status_properties(status: Status) -> dict[str, Any]:
-    """The properties that follow the state, by their names on the bus."""
+def manager_values(view: View) -> dict[str, Any]:
+    """All properties, by their names on the bus."""
+    status = view.status
     return {
+        "Version": __version__,
         "State": str(status.state),
+        "Ready": view.ready,
         "Reason": status.reason,
         "Explanation": status.explanation,
+        "Problems": _rows(view.problems),
         "Loaded": status.loaded,
         "ReservedBytes": status.reserved_bytes,
+        "RequestedReservation": view.requested_reservation,
+        "KernelRelease": view.kernel_release,
         "Kernel": status.kernel,
         "Image": status.image,
         "CommandLine": status.command_line,
+        "ProvenLevel": view.proven_level,
+        "ProvenTime": view.proven_time,
+        "LastCrash": dump_path(view.last_crash) if view.last_crash else "/",
+        "Activity": view.activity,
+        "Progress": view.progress,
     }
 
 
-def _dump_entry(dump: StoredDump) -> dict[str, Variant]:
-    record = dump.record
-    return {
-        "Name": Variant("s", dump.folder.name),
-        "State": Variant("s", str(record.state)),
-        "Folder": Variant("s", str(dump.folder)),
-        "CrashTime": Variant("s", record.crash_time),
-        "KernelRelease": Variant("s", record.kernel_release),
-        "PanicMessage": Variant("s", record.panic_message),
-        "BootID": Variant("s", record.boot_id),
-        "StoredBytes": Variant("t", record.stored_bytes),
-        "SecondsToSaved": Variant("d", record.seconds_to_saved),
-        "Files": Variant("as", [file.name for file in record.files]),
-        "Problems": Variant("as", [problem.message for problem in record.problems]),
-    }
+def manager_interface(acts: ManagerActs) -> Interface:
+    """The interface in front of ``acts``."""
+
+    last: tuple[View, dict[str, Any]] | None = None
+
+    async def read() -> Mapping[str, Any]:
+        nonlocal last
+        view = await acts.look()
+        if last is None or last[0] is not view:
+            last = (view, manager_values(view))  # many ask at the same time, and get the same view
+        return last[1]
+
+    async def check() -> list[list[str]]:
+        return _rows(await acts.check())
+
+    async def estimate() -> dict[str, Variant]:
+        figures = await acts.estimate()
+        return {key: Variant("s" if key in _TEXTS else "t", value) for key, value in figures.items()}
+
+    async def reserve(size: str, options: Mapping[str, Variant]) -> dict[str, Variant]:
+        plan = await acts.reserve(size, {name: option.value for name, option in options.items()})
+        kinds = {bool: "b", list: "as"}
+        return {key: Variant(kinds.get(type(value), "s"), clean(value)) for key, value in plan.items()}
+
+    async def rehearse() -> dict[str, Variant]:
+        result = await acts.rehearse()
+        kinds = {bool: "b", list: "as", int: "t", float: "d"}
+        return {key: Variant(kinds.get(type(value), "s"), clean(value)) for key, value in result.items()}
+
+    methods = (
+        Method("Arm", acts.arm, ACTION_ARM),
+        Method("Disarm", acts.disarm, ACTION_ARM),
+        Method("Reload", acts.reload, ACTION_ARM),
+        Method("Rebuild", acts.rebuild, ACTION_ARM),
+        Method("Check", check, FREE, gives=Argument("problems", "a(ssss)")),
+        Method("Estimate", estimate, FREE, gives=Argument("estimate", "a{sv}")),
+        Method(
+            "Reserve",
+            reserve,
+            ACTION_CONFIGURE,
+            (Argument("size", "s"), Argument("options", "a{sv}")),
+            Argument("plan", "a{sv}"),
+        ),
+        Method("Rehearse", rehearse, ACTION_ARM, gives=Argument("result", "a{sv}")),
+        Method("TestCrash", acts.test_crash, ACTION_CRASH),
+    )
+    return Interface(
+        INTERFACE,
+        {each.name: each for each in _PROPERTIES},
+        {each.name: each for each in methods},
+        read,
+        lambda: manager_values(acts.view()),
+    )
 
 
-def _errors_to_bus(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """The edge to the bus: errors of ours keep their names, others become InternalError and are logged."""
-
-    @functools.wraps(function)
-    async def call(*arguments: Any) -> Any:
-        try:
-            return await function(*arguments)
-        except KdumpError as error:
-            raise DBusError(error.dbus_name(), error.explanation()) from error
-        except Exception as error:
-            logger.exception("call from the bus failed")
-            raise DBusError(KdumpError.dbus_name(), f"internal error: {error}") from error
-
-    return call
-
-
-class KdumpInterface(ServiceInterface):
-    """The object at /org/kdump/Kdump1."""
-
-    def __init__(self, bus: MessageBus, acts: Acts) -> None:
-        super().__init__(INTERFACE)
-        self._bus = bus
-        self._acts = acts
-
-    @dbus_property(access=PropertyAccess.READ)
-    def Version(self) -> "s":
-        return __version__
-
-    @dbus_property(access=PropertyAccess.READ)
-    def State(self) -> "s":
-        return str(self._acts.status().state)
-
-    @dbus_property(access=PropertyAccess.READ)
-    def Reason(self) -> "s":
-        return self._acts.status().reason
-
-    @dbus_property(access=PropertyAccess.READ)
-    def Explanation(self) -> "s":
-        return self._acts.status().explanation
-
-    @dbus_property(access=PropertyAccess.READ)
-    def Loaded(self) -> "b":
-        return self._acts.status().loaded
-
-    @dbus_property(access=PropertyAccess.READ)
-    def ReservedBytes(self) -> "t":
-        return self._acts.status().reserved_bytes
-
-    @dbus_property(access=PropertyAccess.READ)
-    def Kernel(self) -> "s":
-        return self._acts.status().kernel
-
-    @dbus_property(access=PropertyAccess.READ)
-    def Image(self) -> "s":
-        return self._acts.status().image
-
-    @dbus_property(access=PropertyAccess.READ)
-    def CommandLine(self) -> "s":
-        return self._acts.status().command_line
-
-    @method()
-    @_errors_to_bus
-    async def Arm(self):
-        await require(self._bus, ACTION_ARM)
-        await self._acts.arm()
-
-    @method()
-    @_errors_to_bus
-    async def Disarm(self):
-        await require(self._bus, ACTION_ARM)
-        await self._acts.disarm()
-
-    @method()
-    @_errors_to_bus
-    async def Reload(self):
-        await require(self._bus, ACTION_ARM)
-        await self._acts.reload()
-
-    @method()
-    @_errors_to_bus
-    async def ListDumps(self) -> "aa{sv}":
-        return [_dump_entry(dump) for dump in await self._acts.list_dumps()]
+def _rows(problems: Sequence[Problem]) -> list[list[str]]:
+    return [[each.code, str(each.severity), each.what, each.remedy] for each in problems]

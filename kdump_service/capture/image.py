@@ -46,18 +46,21 @@ class ImagePlan:
     """What was done otherwise than configured: a reason, as of a Problem, and a sentence."""
 
 
-def plan_image(source: Vmcore, options: DumpOptions, room_bytes: int, advance: PagesDone) -> ImagePlan:
+def plan_image(
+    source: Vmcore, options: DumpOptions, room_bytes: int, progress_of: Callable[[str], PagesDone]
+) -> ImagePlan:
     """Survey the memory, and choose contents for which there is room: those that are configured, or else what
     the kernel itself uses. Raises TargetFull if there is no room for that either."""
     pages = ElfPages(source)
-    plan = _plan(source, pages, options, advance)
+    plan = _plan(source, pages, options, room_bytes, progress_of)
     if plan.prediction.at_most_bytes > room_bytes and options.level != MOST_LEVEL:
         needed, room = format_bytes(plan.prediction.at_most_bytes), format_bytes(room_bytes)
         decision = (
             f"dump level {options.level} would take up to {needed}, and there are {room}: saved what the "
             f"kernel itself uses (level {MOST_LEVEL})"
         )
-        plan = _plan(source, pages, dataclasses.replace(options, level=MOST_LEVEL), advance)
+        options = dataclasses.replace(options, level=MOST_LEVEL)
+        plan = _plan(source, pages, options, room_bytes, progress_of)
         plan.decisions.insert(0, (STEPPED_DOWN, decision))
     if plan.prediction.at_most_bytes > room_bytes:
         raise TargetFull(
@@ -68,8 +71,15 @@ def plan_image(source: Vmcore, options: DumpOptions, room_bytes: int, advance: P
     return plan
 
 
-def _plan(source: Vmcore, pages: ElfPages, options: DumpOptions, advance: PagesDone) -> ImagePlan:
+def _plan(
+    source: Vmcore,
+    pages: ElfPages,
+    options: DumpOptions,
+    room_bytes: int,
+    progress_of: Callable[[str], PagesDone],
+) -> ImagePlan:
     decisions: list[tuple[str, str]] = []
+    advance = progress_of("Surveying")
     try:
         survey = survey_pages(source, pages, options.level, workers=options.threads, advance=advance)
     except BadVmcore as error:
@@ -85,7 +95,8 @@ def _plan(source: Vmcore, pages: ElfPages, options: DumpOptions, advance: PagesD
         decisions.append((ConfigError.reason, decision))
         options = dataclasses.replace(options, compression="none", compression_level=None)
         dump = Dump(source, pages, survey, options)
-    return ImagePlan(options, pages, survey, dump, dump.predict_bytes(), decisions)
+    prediction = dump.predict_bytes(progress_of("Sampling"), room_bytes=room_bytes)
+    return ImagePlan(options, pages, survey, dump, prediction, decisions)
 
 
 def verify_image(plan: ImagePlan, path: Path, advance: PagesDone) -> int:

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdump_service.capture.plain_copy import copy_image, verify_copy
+from kdump_service.capture.small_numpy import load_numpy
 from kdump_service.capture.stages import INTERRUPTED, Stages
 from kdump_service.config import Config
 from kdump_service.dumpfile.elf_copy import ElfCopyWriter
@@ -38,8 +39,17 @@ class ImageSaver:
     """Writes, verifies and names the image. Whatever happens, the file says of itself what it is."""
 
     def __init__(
-        self, source: Vmcore, folder: LocalDumpFolder, config: Config, record: DumpRecord, stages: Stages
+        self,
+        source: Vmcore,
+        folder: LocalDumpFolder,
+        config: Config,
+        record: DumpRecord,
+        stages: Stages,
+        *,
+        small_image: bool = False,
     ) -> None:
+        """``small_image``: whether this boot runs in the small capture image."""
+        self._small_image = small_image
         self._source = source
         self._folder = folder
         self._config = config
@@ -57,6 +67,8 @@ class ImageSaver:
         engine: ModuleType | None = None
         with self._stages("load-engine"):
             # Only now: numpy is large, and the log does without it.
+            if self._small_image:
+                load_numpy()
             engine = importlib.import_module("kdump_service.capture.image")
         plan = None
         if engine is not None:
@@ -76,7 +88,7 @@ class ImageSaver:
         """Decide what to write; an ImagePlan, whose module is not loaded before this."""
         options = self._config.dump_options(processors=len(os.sched_getaffinity(0)))
         room_bytes = room_for_dump(self._folder.path, self._config.keep_free_bytes)
-        plan = engine.plan_image(self._source, options, room_bytes, self._in_pages("Surveying"))
+        plan = engine.plan_image(self._source, options, room_bytes, self._in_pages)
         record = self._record
         record.format, record.compression = plan.options.format, plan.options.codec
         record.dump_level = plan.options.level
@@ -84,13 +96,15 @@ class ImageSaver:
         record.predicted_bytes = plan.prediction.at_most_bytes
         for reason, decision in plan.decisions:
             self._stages.add_problem("survey", reason, decision)
+        expected_bytes, at_most_bytes = plan.prediction.expected_bytes, plan.prediction.at_most_bytes
         logger.info(
-            "Level %d keeps %d of %d pages, leaves out %s; about %s to write",
+            "Level %d keeps %d of %d pages, leaves out %s; %s %s to write",
             record.dump_level,
             len(plan.survey.kept),
             len(plan.survey.existing),
             ", ".join(f"{name} {count}" for name, count in record.excluded_pages.items() if count) or "none",
-            format_bytes(plan.prediction.expected_bytes),
+            "about" if expected_bytes < at_most_bytes else "at most",
+            format_bytes(expected_bytes),
         )
         return plan
 

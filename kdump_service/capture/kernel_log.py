@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdump_service.record import DumpFile
+from kdump_service.record import LOG_FILE, DumpFile
 from kdump_service.target.local import LocalDumpFolder
 from kdump_service.vmcore.address_space import AddressSpace
 from kdump_service.vmcore.printk import LogRecord, format_record, read_log
@@ -15,7 +15,6 @@ from kdump_service.vmcore.reader import Vmcore
 
 __all__ = ["LOG_FILE", "SavedLog", "save_kernel_log"]
 
-LOG_FILE = "dmesg.txt"
 _CHUNK_BYTES = 64 << 10
 _LAST_RECORDS = 1 << 14
 """Kept to identify the crash: about 4 MiB at most."""

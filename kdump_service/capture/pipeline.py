@@ -22,6 +22,7 @@ from pathlib import Path
 from kdump_service import log
 from kdump_service.capture.image_saver import ImageSaver
 from kdump_service.capture.kernel_log import save_kernel_log
+from kdump_service.capture.own_journal import save_own_journal
 from kdump_service.capture.progress import MemoryGauge
 from kdump_service.capture.settings import CaptureSettings, read_capture_settings
 from kdump_service.capture.stages import Stages
@@ -31,6 +32,7 @@ from kdump_service.quantity import format_bytes, format_seconds, format_utc, par
 from kdump_service.record import (
     FALLBACK_FOLDER,
     RECORD_FILE,
+    TEST_CRASH_MARK,
     DumpRecord,
     DumpState,
     write_atomically,
@@ -43,6 +45,9 @@ from kdump_service.vmcore.reader import Vmcore
 __all__ = ["Capture", "Surroundings"]
 
 logger = logging.getLogger(__name__)
+
+_TEST_COMES_WITHIN_NSEC = 30 * 10**9
+"""Between the line in the log that announces a test crash and the crash; busy processors print late."""
 
 
 @dataclass
@@ -69,12 +74,15 @@ class Capture:
             name="",
             host=self._settings.host or self._kernel_files.host_name,
             boot_id=self._settings.boot_id,
+            armed_identity=self._settings.armed_identity,
             capture_uptime_seconds=round(self._kernel_files.uptime_sec(), 2),
             memory_total_kib=self._gauge.total_kib,
             memory_available_at_start_kib=self._gauge.available_at_start_kib,
         )
         self._stages = Stages(self._record, self._gauge, surroundings.notify)
         self._folder: LocalDumpFolder | None = None
+        self._where = "nowhere"
+        """The dump's folder, by its name in production."""
 
     def run(self) -> DumpRecord:
         """Capture, and return what became of it. Failures of stages are in the record, never raised."""
@@ -91,8 +99,7 @@ class Capture:
             if not on_target:
                 with self._stages("open-fallback"):
                     # So that production has the record and the log at least.
-                    fallback = self._root / FALLBACK_FOLDER
-                    self._folder = LocalDumpFolder.create(fallback, None, self._record.name)
+                    self._folder = self._open_fallback()
             if self._folder is not None:
                 with self._stages("first-record"):
                     self._write_record()
@@ -101,8 +108,14 @@ class Capture:
                     with self._stages("second-record"):
                         self._write_record()
                 if source is not None and on_target:
-                    config = self._settings.config
-                    ImageSaver(source, self._folder, config, self._record, self._stages).save()
+                    ImageSaver(
+                        source,
+                        self._folder,
+                        self._settings.config,
+                        self._record,
+                        self._stages,
+                        small_image=self._settings.small_image,
+                    ).save()
         self._finish()
         return self._record
 
@@ -141,10 +154,18 @@ class Capture:
         )
 
     def _open_target(self) -> LocalDumpFolder:
-        target = self._root / self._settings.config.target.lstrip("/")
-        mount_point = self._settings.target_mount_point
-        folder = LocalDumpFolder.create(target, mount_point, self._record.name)
+        settings = self._settings
+        target = self._root / (settings.target_folder or settings.config.target).lstrip("/")
+        folder = LocalDumpFolder.create(target, settings.target_mount_point, self._record.name)
         self._record.name = folder.path.name
+        self._where = f"{settings.config.target.rstrip('/')}/{folder.path.name}"
+        return folder
+
+    def _open_fallback(self) -> LocalDumpFolder:
+        settings = self._settings
+        place = self._root / (settings.fallback_folder or FALLBACK_FOLDER).lstrip("/")
+        folder = LocalDumpFolder.create(place, settings.fallback_mount_point, self._record.name)
+        self._where = f"/{FALLBACK_FOLDER}/{folder.path.name}"
         return folder
 
     def _save_log(self, source: Vmcore, folder: LocalDumpFolder) -> None:
@@ -161,6 +182,7 @@ class Capture:
                     f"{saved.lost_records} records of the log could not be read",
                 )
             logger.info("Kernel log saved: %d records", saved.records)
+            self._record.test = _was_asked_for(saved.last_records)
             with self._stages("identify-crash"):
                 self._identify_crash(saved.last_records)
 
@@ -197,6 +219,9 @@ class Capture:
             with self._stages("final-record"):
                 self._write_record()
         self._report()
+        if self._folder is not None and self._settings.small_image and self._settings.target_folder:
+            # A root file system keeps its journal itself.
+            save_own_journal(self._root, self._folder.path)
 
     # Helpers
 
@@ -218,7 +243,7 @@ class Capture:
             "KDUMP_STORED_BYTES": record.stored_bytes,
             "KDUMP_SECONDS_TO_SAVED": record.seconds_to_saved,
         }
-        where = self._folder.path if self._folder else "nowhere"
+        where = self._where
         if record.state is DumpState.COMPLETE:
             text = (
                 f"Dump saved: {where}, {format_bytes(record.stored_bytes)} for "
@@ -234,3 +259,12 @@ class Capture:
         else:
             text = f"No dump: {why} (record: {where})"
             log.event(logger, logging.ERROR, log.MessageId.CAPTURE_FAILED, text, **fields)
+
+
+def _was_asked_for(records: Sequence[LogRecord]) -> bool:
+    """Whether this is the crash that was announced, and not one of another hour of the same boot."""
+    end = records[-1].timestamp_nsec if records else 0
+    return any(
+        TEST_CRASH_MARK in record.text and end - record.timestamp_nsec <= _TEST_COMES_WITHIN_NSEC
+        for record in records
+    )

@@ -20,7 +20,16 @@ class CaptureSettings:
     config: Config = field(default_factory=Config)
     boot_id: str = ""
     host: str = ""
+    small_image: bool = False
+    """Whether this boot runs in the small image, which has no file system of its own."""
+    target_folder: str = ""
+    """Where the target is in this boot; empty: where the configuration says."""
     target_mount_point: Path | None = None
+    fallback_folder: str = ""
+    """Where log and record go if the target fails; empty: where the service keeps its state."""
+    fallback_mount_point: Path | None = None
+    armed_identity: str = ""
+    """Of kernel, image, command line and target that were armed."""
     problems: tuple[str, ...] = ()
     """What could not be used; defaults stand in its place."""
 
@@ -32,7 +41,7 @@ def read_capture_settings(root: Path) -> CaptureSettings:
         document: Any = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(document, dict):
             raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return CaptureSettings(problems=(f"{path}: {error}; defaults are used",))
     config_document = document.get("config")
     config, problems = Config.from_json(config_document if isinstance(config_document, dict) else {})
@@ -41,11 +50,19 @@ def read_capture_settings(root: Path) -> CaptureSettings:
         value = document.get(key)
         return value if isinstance(value, str) else ""
 
-    mount_point = text("target_mount_point")
+    def folder(key: str) -> Path | None:
+        value = text(key)
+        return Path(value) if value.startswith("/") else None
+
     return CaptureSettings(
         config=config,
         boot_id=text("boot_id"),
         host=text("host"),
-        target_mount_point=Path(mount_point) if mount_point.startswith("/") else None,
+        small_image=document.get("small_image") is True,
+        target_folder=text("target_folder"),
+        target_mount_point=folder("target_mount_point"),
+        fallback_folder=text("fallback_folder"),
+        fallback_mount_point=folder("fallback_mount_point"),
+        armed_identity=text("armed_identity"),
         problems=tuple(f"{path}: {problem}" for problem in problems),
     )

@@ -1,86 +1,61 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The command line of kdumpctl: a client of the bus, and a few verbs that work on files."""
+"""kdumpctl: one verb, of which only the code that it needs is imported."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import errno
+import importlib
+import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
-from kdump_service import __version__
 from kdump_service.ctl import offline
-from kdump_service.ctl.show import dumps_table, status_text
-from kdump_service.errors import KdumpError
+from kdump_service.ctl.parser import parse
+from kdump_service.errors import KdumpError, TargetFull, TargetUnusable
 
 __all__ = ["main"]
-
-NOT_ARMED_EXIT_CODE = 3
-"""As systemctl status for a unit that is not active (LSB: program is not running)."""
 
 INTERRUPTED_EXIT_CODE = 130
 """As a shell reports SIGINT."""
 
-_EPILOG = """exit codes: 0 success; 1 internal error; 2 wrong usage; 3 status: not armed;
-10 bad configuration or option; 20 to 30 the crash kernel cannot be loaded (see REASON of status);
-40 a file cannot be read, is damaged, or no dump; 41 a file cannot be written; 42 no room;
-43 a dump is not sound; 44 a fault of the dump engine;
-60 the service does not answer; 61 you do not have the right"""
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="kdumpctl",
-        description="Look at and control kdump-service.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"kdumpctl {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    status = verbs.add_parser("status", help="would a crash now be captured?")
-    listing = verbs.add_parser("list", help="the dumps that this machine keeps")
-    for verb in (status, listing):
-        verb.add_argument("--json", action="store_true", help="print JSON")
-    verbs.add_parser("arm", help="load the crash kernel, if it is not loaded already")
-    verbs.add_parser("disarm", help="unload the crash kernel until the next boot, restart or arm")
-    verbs.add_parser("reload", help="read the configuration anew and load what it asks for")
-    offline.add_parsers(verbs)
-    return parser
-
-
-async def _run(arguments: argparse.Namespace) -> int:
-    from kdump_service.bus.client import Client  # noqa: PLC0415  (the verbs that work on files need no bus)
-
-    client = await Client.connect()
-    try:
-        match arguments.verb:
-            case "status":
-                properties = await client.properties()
-                print(json.dumps(properties, indent=2) if arguments.json else status_text(properties))
-                return 0 if properties["State"] == "armed" else NOT_ARMED_EXIT_CODE
-            case "list":
-                dumps = await client.call("ListDumps")
-                print(json.dumps(dumps, indent=2) if arguments.json else dumps_table(dumps))
-            case verb:
-                await client.call(verb.capitalize(), start=verb == "arm")
-                print(status_text(await client.properties()))
-    finally:
-        client.close()
-    return 0
+_VERBS = {
+    "status": ("readiness", "run_status"),
+    "check": ("readiness", "run_check"),
+    "estimate": ("readiness", "run_estimate"),
+    "list": ("dump_list", "run"),
+    "info": ("dump_info", "run_info"),
+    "show": ("dump_info", "run_show"),
+    "dump": ("dump_files", "run_dump"),
+    "export": ("dump_files", "run_export"),
+    "log": ("dump_files", "run_log"),
+    "debug": ("debug", "run"),
+    "delete": ("acts", "run_delete"),
+    "keep": ("acts", "run_keep"),
+    "reserve": ("reserve", "run"),
+    "rehearse": ("rehearse", "run"),
+    "test": ("acts", "run_test"),
+    "config": ("settings", "run"),
+    "watch": ("watch", "run"),
+    **dict.fromkeys(("arm", "disarm", "reload", "rebuild"), ("acts", "run_manager_verb")),
+}
+"""Module and function of each verb that is a client of the bus; these load asyncio and the D-Bus library."""
 
 
 def _do(arguments: argparse.Namespace) -> int:
-    if arguments.verb in offline.VERBS:
+    if arguments.verb in offline.VERBS and not offline.means_stored_dump(arguments):
         return offline.run(arguments)
-    import asyncio  # noqa: PLC0415  (as above)
-
-    return asyncio.run(_run(arguments))
+    module, function = _VERBS[arguments.verb]
+    loaded = importlib.import_module(f"kdump_service.ctl.{module}")
+    return cast("Callable[[argparse.Namespace], int]", getattr(loaded, function))(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    parsed = _parser().parse_args(arguments)
+    _open_streams()
+    parsed = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         code = _do(parsed)
         sys.stdout.flush()
@@ -89,11 +64,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"kdumpctl: {error.explanation()}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # Nobody reads any more, as after "| head". The interpreter shall not stumble over it when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Nobody reads any more, as after "| head".
+        _drop_output()
         return 0
+    except OSError as error:
+        # Files are opened by those who tell of them; what is left is a full device behind standard output.
+        _drop_output()
+        kind = TargetFull if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else TargetUnusable
+        failed = kind(f"{error.filename or 'standard output'}: {error.strerror}")
+        print(f"kdumpctl: {failed}", file=sys.stderr)
+        return failed.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED_EXIT_CODE
+
+
+def _open_streams() -> None:
+    """Standard output and error, also where they are closed, or where the locale knows few letters."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """The interpreter shall not stumble over what is not written when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

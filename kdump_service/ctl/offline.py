@@ -1,26 +1,31 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The verbs of kdumpctl that work on files: convert, inspect, log. They need neither root nor the daemon."""
+"""The verbs of kdumpctl that work on files: convert, inspect, log. They need neither root nor the daemon.
+
+``log`` of a word that is no file, or of none, means a stored dump, and is not done here.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import errno
-import json
+import os
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from kdump_service.ctl.output import json_text
+from kdump_service.ctl.progress import ProgressLine
+from kdump_service.ctl.text import labelled, printable
 from kdump_service.dump_options import COMPRESSIONS_OF, CONTENTS, MOST_LEVEL, DumpOptions
 from kdump_service.errors import BadVmcore, ConfigError, TargetFull, TargetUnusable
 from kdump_service.quantity import format_bytes, format_seconds, format_utc
 
-__all__ = ["VERBS", "add_parsers", "run"]
+__all__ = ["VERBS", "add_json", "add_parsers", "means_stored_dump", "run"]
 
 VERBS = ("convert", "inspect", "log")
 
-_PROGRESS_INTERVAL_SEC = 0.2
 _FORMATS = (*COMPRESSIONS_OF, "flattened")
 
 
@@ -45,11 +50,29 @@ def add_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     inspect = verbs.add_parser("inspect", help="what a dump file holds, and whether it is sound")
     inspect.add_argument("source", metavar="FILE", type=Path)
     inspect.add_argument("--verify", action="store_true", help="read every page")
-    log = verbs.add_parser("log", help="the kernel's log in a dump file")
-    log.add_argument("source", metavar="FILE", type=Path)
+    log = verbs.add_parser("log", help="the kernel's log in a dump file, or of a stored dump")
+    log.add_argument(
+        "source", metavar="FILE|MATCH", nargs="?", help="a file, or a stored dump (default: the newest)"
+    )
+    log.add_argument("--no-pager", dest="pager", action="store_false", help="no pager on a terminal")
     log.add_argument("--caller", action="store_true", help="with the task or processor of each line")
     for verb in (convert, inspect, log):
-        verb.add_argument("--json", action="store_true", help="print JSON")
+        add_json(verb)
+
+
+def add_json(verb: argparse.ArgumentParser) -> None:
+    """The option --json of a verb; ``--json`` alone is made ``--json=pretty`` before."""
+    verb.add_argument(
+        "--json", choices=("short", "pretty"), metavar="short|pretty", help="print JSON (default: pretty)"
+    )
+
+
+def means_stored_dump(arguments: argparse.Namespace) -> bool:
+    """Whether the verb is about a dump that the service keeps: no word, or one that is no path."""
+    if arguments.verb != "log":
+        return False
+    word = arguments.source
+    return word is None or not ("/" in word or os.path.lexists(word))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,42 +93,6 @@ def run(arguments: argparse.Namespace) -> int:
         # All other files are opened and written by those who tell of them themselves.
         kind = TargetFull if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else TargetUnusable
         raise kind(f"standard output: {error.strerror}") from error
-
-
-class _ProgressLine:
-    """Shows progress on a terminal, in one line that is written over and over."""
-
-    def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-        self._last = 0.0
-        self._began = time.monotonic()
-        self._what = ""
-        self._width = 0
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if what != self._what:
-            self._what, self._began = what, now
-        if not self._shown or now - self._last < _PROGRESS_INTERVAL_SEC:
-            return
-        self._last = now
-        line = f"{what}: {100 * done // max(total, 1)} % of {total} pages"
-        elapsed = now - self._began
-        if done and elapsed > 1:
-            line += f", {format_seconds(elapsed * (total - done) / done)} left"
-        self._write(line)
-
-    def _write(self, line: str) -> None:
-        sys.stderr.write(f"\r{line.ljust(self._width)}")
-        sys.stderr.flush()
-        self._width = len(line)
-
-    def clear(self) -> None:
-        """Leave no trace."""
-        if self._width:
-            self._write("")
-            sys.stderr.write("\r")
-            sys.stderr.flush()
 
 
 def _options(arguments: argparse.Namespace) -> DumpOptions:
@@ -132,7 +119,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 
     options = _options(arguments)
     flattened = arguments.format == "flattened"
-    progress = _ProgressLine()
+    progress = ProgressLine()
     began = time.monotonic()
     to_stdout = str(arguments.target) == "-"
     try:
@@ -162,7 +149,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     seconds = time.monotonic() - began
     if arguments.json:
         document = dataclasses.asdict(result) | {"seconds": round(seconds, 3)}
-        print(json.dumps(document, indent=2), file=sys.stderr if to_stdout else sys.stdout)
+        print(json_text(document, arguments.json), file=sys.stderr if to_stdout else sys.stdout)
         return 0
     for note in result.notes:
         print(f"kdumpctl: note: {note}", file=sys.stderr)
@@ -180,13 +167,13 @@ def _convert(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from kdump_service.engine.inspect import inspect_file  # noqa: PLC0415  (numpy)
 
-    progress = _ProgressLine()
+    progress = ProgressLine()
     try:
         found = inspect_file(arguments.source, every_page=arguments.verify, progress=progress)
     finally:
         progress.clear()
     if arguments.json:
-        print(json.dumps(dataclasses.asdict(found), indent=2))
+        print(json_text(dataclasses.asdict(found), arguments.json))
     else:
         rows: Iterable[tuple[str, str]] = (
             ("File", str(arguments.source)),
@@ -206,7 +193,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
             ("Checked", found.checked),
             *(("Problem", problem) for problem in found.problems),
         )
-        print("\n".join(f"{label + ':':>13} {value}" for label, value in rows if value))
+        print(labelled(((label, printable(value)) for label, value in rows), least_width=12))
     return 0 if not found.problems else _UNSOUND_EXIT_CODE
 
 
@@ -219,11 +206,11 @@ def _log(arguments: argparse.Namespace) -> int:
     from kdump_service.vmcore.address_space import AddressSpace  # noqa: PLC0415
     from kdump_service.vmcore.printk import format_record, read_log, record_as_dict  # noqa: PLC0415
 
-    with open_image(arguments.source) as opened:
+    with open_image(Path(arguments.source)) as opened:
         image = opened.image
         for record in read_log(image.vmcoreinfo, AddressSpace(image), image.byte_order):
             if arguments.json:
-                print(json.dumps(record_as_dict(record), ensure_ascii=False))
+                print(json_text(record_as_dict(record), "short"))
             else:
                 sys.stdout.write(format_record(record, caller=arguments.caller))
     return 0

@@ -18,7 +18,7 @@ from kdump_service.dumpfile.kdump_format import (
 )
 from kdump_service.dumpfile.page_codec import FLAG_INCOMPLETE, decompressor
 from kdump_service.errors import BadVmcore
-from kdump_service.pfn import CHUNK_PAGES, BoolArray, chunks_of
+from kdump_service.pfn import CHUNK_PAGES, BoolArray, chunks_of, running_counts
 from kdump_service.vmcore.elf import ProgramHeader, parse_notes
 from kdump_service.vmcore.memory_image import EM_AARCH64, EM_X86_64
 from kdump_service.vmcore.reader import ByteSource, PlainFile, closed_on_error
@@ -41,7 +41,8 @@ class KdumpFile:
         """Open and read the headers. Raises OSError, or BadVmcore with the path in front."""
         self.path = path
         self._file = file or PlainFile(path)
-        self._present: tuple[int, BoolArray, NDArray[np.int64]] | None = None
+        self._present: tuple[int, BoolArray, NDArray[np.uint32]] | None = None
+        """A chunk's number, bits and running counts."""
         self._before: NDArray[np.int64] = np.zeros(1, np.int64)
         """Frames in bitmap 2 before each chunk, and in all."""
         self._decompressors: dict[int, Callable[[bytes], bytes]] = {}
@@ -88,8 +89,7 @@ class KdumpFile:
         """See PageSource: bitmap 2."""
         if self._present is None or self._present[0] != chunk:
             bits = self._bits(self._bitmaps_offset + self._one_bitmap_bytes, chunk)
-            ranks = np.cumsum(bits, dtype=np.int64) - bits + self._before[chunk]
-            self._present = (chunk, bits, ranks)
+            self._present = (chunk, bits, running_counts(bits))
         return self._present[1]
 
     def descriptors(self, first: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.void]]:
@@ -113,7 +113,7 @@ class KdumpFile:
                 missing = first_pfn + done + int(np.argmin(bits[within : within + part]))
                 raise BadVmcore(f"frame {missing:#x} is not in the file")
             assert self._present is not None
-            first = int(self._present[2][within])
+            first = int(self._before[chunk]) + int(self._present[2][within]) - 1
             view = target[done * self.page_bytes : (done + part) * self.page_bytes]
             self._read_described(first, part, first_pfn + done, view)
             done += part

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,7 +27,7 @@ from kdump_service.dumpfile.kdump_format import (
 )
 from kdump_service.dumpfile.page_codec import FLAG_INCOMPLETE, EncodedPages, PageCodec, PageKind
 from kdump_service.dumpfile.sink import FilePart, Sink
-from kdump_service.pfn import CHUNK_PAGES, PfnBitmap
+from kdump_service.pfn import CHUNK_PAGES, PfnBitmap, running_counts
 
 Descriptors = np.ndarray[tuple[int], np.dtype[np.void]]
 
@@ -56,6 +57,27 @@ class Frames(Protocol):
     level: int
     existing: PfnBitmap
     kept: PfnBitmap
+
+
+@dataclass(frozen=True)
+class _EarlyPages:
+    """Pages that were written before their turn. Not their descriptors, which are five times as large."""
+
+    number_runs: NDArray[np.int64]
+    """Rows of first number and how many."""
+    pages: EncodedPages
+    start: int
+    """Where their data begins in the file."""
+
+    @property
+    def first(self) -> int:
+        """The lowest number."""
+        return int(self.number_runs[0, 0])
+
+    @property
+    def end(self) -> int:
+        """One more than the highest."""
+        return int(self.number_runs[-1].sum())
 
 
 class KdumpWriter:
@@ -103,9 +125,10 @@ class KdumpWriter:
         self._data_hash = hashlib.sha256()
         self._bitmap_hash = hashlib.sha256()
         self._kept = kept
-        self._ranks: tuple[int, NDArray[np.int64]] | None = None
-        self._early = (np.zeros(0, np.int64), np.zeros(0, PAGE_DESCRIPTOR))
-        """Numbers and descriptors of pages that were written before their turn."""
+        self._ranks: tuple[int, int, NDArray[np.uint32]] | None = None
+        """Of a chunk: its number, the frames kept before it, and its running counts."""
+        self._early: deque[_EarlyPages] = deque()
+        """Those that were not described in their turn yet, in order."""
         self._pending: list[Descriptors] = []
         self._pending_count = 0
         self._described = 0
@@ -123,33 +146,37 @@ class KdumpWriter:
     def write_early(self, runs: NDArray[np.int64], pages: EncodedPages, data: memoryview) -> None:
         """Write pages before their turn; only before the first call of :meth:`write`, whose calls then leave
         them out. ``runs``: rows of first frame and number of frames."""
-        descriptors = self._append_pages(pages, data)
-        numbers = self._numbers(runs)
+        start = self._append_pages(pages, data)
+        number_runs = self._number_runs(runs)
         if self._sink.rewritable:
             # So that they are known from now on; they are written once more when it is their turn.
-            begins = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
-            for begin, end in zip(begins, [*begins[1:], len(numbers)], strict=True):
-                offset = self.layout.descriptors_offset + int(numbers[begin]) * PAGE_DESCRIPTOR.itemsize
-                self._sink.write_at(offset, descriptors[begin:end].tobytes())
-        known, theirs = self._early
-        self._early = (np.concatenate([known, numbers]), np.concatenate([theirs, descriptors]))
+            descriptors = self._descriptors(pages, start)
+            done = 0
+            for first, count in number_runs.tolist():
+                offset = self.layout.descriptors_offset + first * PAGE_DESCRIPTOR.itemsize
+                self._sink.write_at(offset, descriptors[done : done + count].tobytes())
+                done += count
+        self._early.append(_EarlyPages(number_runs, pages, start))
 
     def write(self, runs: NDArray[np.int64], pages: EncodedPages, data: memoryview) -> None:
         """Append pages in order of their frames: ``runs`` has rows of first frame and number of frames.
 
         Raises what the sink raises; everything before is then in the file.
         """
-        descriptors = self._append_pages(pages, data)
-        numbers = self._numbers(runs)
-        self._describe(int(numbers[-1]) + 1, numbers, descriptors)
+        start = self._append_pages(pages, data)
+        number_runs = self._number_runs(runs)
+        self._describe(int(number_runs[-1].sum()), _numbers(number_runs), self._descriptors(pages, start))
         if self._pending_count >= _DESCRIPTORS_AT_ONCE:
             self._flush_descriptors()
 
-    def _append_pages(self, pages: EncodedPages, data: memoryview) -> Descriptors:
-        kinds = pages.kinds
-        if not self._zero_page_offset and (kinds == PageKind.ZERO).any():
+    def _append_pages(self, pages: EncodedPages, data: memoryview) -> int:
+        """Where they begin."""
+        if not self._zero_page_offset and (pages.kinds == PageKind.ZERO).any():
             self._zero_page_offset = self._append(memoryview(bytes(self._page_bytes)))
-        start = self._append(data)
+        return self._append(data)
+
+    def _descriptors(self, pages: EncodedPages, start: int) -> Descriptors:
+        kinds = pages.kinds
         descriptors = np.zeros(len(kinds), PAGE_DESCRIPTOR)
         sizes = pages.sizes.astype(np.uint64)
         offsets = start + np.cumsum(sizes) - sizes
@@ -165,26 +192,34 @@ class KdumpWriter:
     def _describe(self, end: int, numbers: NDArray[np.int64], descriptors: Descriptors) -> None:
         """Add the descriptors up to number ``end``: these, and between them those of early pages."""
         block = np.zeros(end - self._described, PAGE_DESCRIPTOR)
-        early, theirs = self._early
-        due = slice(*np.searchsorted(early, [self._described, end]))
-        block[early[due] - self._described] = theirs[due]
+        while self._early and self._early[0].first < end:
+            early = self._early[0]
+            theirs = _numbers(early.number_runs)
+            due = (theirs >= self._described) & (theirs < end)
+            block[theirs[due] - self._described] = self._descriptors(early.pages, early.start)[due]
+            if early.end > end:
+                break
+            self._early.popleft()
         block[numbers - self._described] = descriptors
         self._pending.append(block)
         self._pending_count += len(block)
         self._described = end
 
-    def _numbers(self, runs: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which descriptor each frame has: its place among the frames that are kept."""
-        parts = []
+    def _number_runs(self, runs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which descriptors runs of frames have: the frames' places among those that are kept."""
+        found: list[list[int]] = []
         for first, count in runs.tolist():
             chunk, within = divmod(first, CHUNK_PAGES)
             if self._ranks is None or self._ranks[0] != chunk:
-                bits = self._kept.bits(chunk)
                 before = int(self._kept.counts()[:chunk].sum())
-                self._ranks = (chunk, np.cumsum(bits, dtype=np.int64) - bits + before)
-            rank = int(self._ranks[1][within])
-            parts.append(np.arange(rank, rank + count))
-        return np.concatenate(parts)
+                self._ranks = (chunk, before, running_counts(self._kept.bits(chunk)))
+            _, before, counts = self._ranks
+            rank = before + int(counts[within]) - 1
+            if found and sum(found[-1]) == rank:
+                found[-1][1] += count
+            else:
+                found.append([rank, count])
+        return np.array(found, np.int64)
 
     def finish(self, *, complete: bool) -> None:
         """Write what is left, and the headers for good. Without this, the file says that it is incomplete."""
@@ -194,9 +229,9 @@ class KdumpWriter:
 
     def flush(self) -> None:
         """Put all that was given into the sink, so that it can be read back."""
-        none = np.zeros(0, np.int64)
-        if len(self._early[0]) and self._early[0][-1] >= self._described:
-            self._describe(int(self._early[0][-1]) + 1, none, np.zeros(0, PAGE_DESCRIPTOR))
+        if self._early:
+            none = np.zeros(0, np.int64)
+            self._describe(self._early[-1].end, none, np.zeros(0, PAGE_DESCRIPTOR))
         self._flush_descriptors()
         self._sink.set_size(self._end)
 
@@ -257,3 +292,8 @@ class KdumpWriter:
         if padding:
             self._sink.write_at(offset + self.layout.one_bitmap_bytes - left, padding)
             self._bitmap_hash.update(padding)
+
+
+def _numbers(runs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Runs of numbers, one by one."""
+    return np.concatenate([np.arange(first, first + count) for first, count in runs.tolist()])

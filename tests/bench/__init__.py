@@ -4,4 +4,6 @@
 `guests` makes the vmcores (`content` and `guest_load` are their load), `contestants` knows the command lines,
 `measure` runs them, `plan` says which are run and what is to be reached, `report` prints and makes the JSON.
 `terabyte` is a synthetic machine, `capture` measures whole capture boots.
+
+`capture_boot` is `make bench-capture`: whole crashes of machines with this project and with kdump-tools.
 """

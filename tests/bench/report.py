@@ -19,6 +19,7 @@ from .capture import Capture
 from .plan import Figures, Result, Terabyte, Verdict
 
 __all__ = [
+    "aligned",
     "as_document",
     "captures_table",
     "case_table",
@@ -78,7 +79,7 @@ def case_table(result: Result) -> str:
                 _ratio(figures, reference, "output_bytes"),
             )
         )
-    return "\n".join([_aligned(rows), *failed])
+    return "\n".join([aligned(rows), *failed])
 
 
 def goals_table(verdicts: Sequence[Verdict]) -> str:
@@ -86,7 +87,7 @@ def goals_table(verdicts: Sequence[Verdict]) -> str:
     words = {True: "reached", False: "MISSED", None: "not measured"}
     rows = [("goal", "", "got", "")]
     rows += [(each.text, each.goal, each.got, words[each.reached]) for each in verdicts]
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def terabyte_lines(found: Terabyte) -> str:
@@ -107,7 +108,7 @@ def terabyte_lines(found: Terabyte) -> str:
             peak = f"{figures.memory.peak_kib / 1024:.0f}" if figures.memory else ""
             wall, cpu = figures.median("wall_seconds"), figures.median("cpu_seconds")
             rows.append((name, f"{wall:.1f}", f"{cpu:.1f}", peak))
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def captures_table(captures: Sequence[Capture]) -> str:
@@ -122,7 +123,7 @@ def captures_table(captures: Sequence[Capture]) -> str:
         )
         for each in captures
     ]
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def disturbance(results: Sequence[Result]) -> str:
@@ -211,7 +212,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+def aligned(rows: Sequence[tuple[str, ...]]) -> str:
     """The first column to the left, the others to the right; a rule under the heading."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [

@@ -3,10 +3,42 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 RELEASE = "6.1.0-99-amd64"
 BOOT_ID = "0123456789abcdef0123456789abcdef"
+
+_CAPTURE_SERVICE = "[Service]\nExecStart=/usr/bin/kdump-service capture\n"
+_GRUB_MENU = """set default="0"
+menuentry 'Debian GNU/Linux' --class gnu-linux {
+\tlinux\t/boot/vmlinuz-6.1.0-99-amd64 root=/dev/vda ro quiet crashkernel=256M
+\tinitrd\t/boot/initrd.img-6.1.0-99-amd64
+}
+menuentry 'Debian GNU/Linux, recovery mode' {
+\tlinux\t/boot/vmlinuz-6.1.0-99-amd64 root=/dev/vda ro single
+}
+"""
+_GRUB_DEFAULTS = """# If you change this file, run update-grub afterwards.
+GRUB_TIMEOUT=5
+GRUB_CMDLINE_LINUX_DEFAULT="quiet crashkernel=256M"
+GRUB_CMDLINE_LINUX=""
+"""
+# A machine that panics whenever it can, and whose detectors run.
+_SYSCTLS = {
+    "panic_on_oops": 1,
+    "sysrq": 1,
+    "watchdog": 1,
+    "soft_watchdog": 1,
+    "nmi_watchdog": 1,
+    "watchdog_thresh": 10,
+    "softlockup_panic": 1,
+    "hardlockup_panic": 1,
+    "hung_task_panic": 1,
+    "hung_task_timeout_secs": 120,
+    "panic_on_rcu_stall": 1,
+    "kexec_load_disabled": 0,
+}
 
 
 class MachineRoot:
@@ -29,6 +61,62 @@ class MachineRoot:
         if crash_size is not None:
             self.write("sys/kernel/kexec_crash_size", f"{crash_size}\n")
             self.set_loaded(loaded)
+        # As those without CAP_SYS_ADMIN see it.
+        areas = "  00000000-00000000 : Crash kernel\n" if crash_size else ""
+        self.write("proc/iomem", f"00000000-00000000 : System RAM\n{areas}")
+        self._write_what_makes_it_ready()
+        self.set_environment("rootfs")
+
+    def set_environment(self, name: str) -> None:
+        """What the capture boot is to run in, by a vendor's drop-in."""
+        self.write("usr/lib/kdump-service.conf.d/50-environment.conf", f"[Image]\nEnvironment={name}\n")
+
+    def _write_what_makes_it_ready(self) -> None:
+        """All that service.readiness looks at, as it is on a machine without any problem."""
+        self.set_mounts("1 0 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw")
+        self.write("etc/fstab", "# what is mounted at boot\n/dev/vda / ext4 errors=remount-ro 0 1\n")
+        for name, value in _SYSCTLS.items():
+            self.set_sysctl(name, value)
+        self.write("sys/module/kernel/parameters/crash_kexec_post_notifiers", "N\n")
+        self.write("sys/module/rcupdate/parameters/rcu_cpu_stall_suppress", "0\n")
+        self.write("proc/modules", "ext4 1011712 1 - Live 0x0000000000000000\n")
+        self.write(f"usr/lib/modules/{RELEASE}/modules.dep", "")
+        self.write("usr/lib/systemd/system/kdump-capture.target", "[Unit]\n")
+        self.write("usr/lib/systemd/system/kdump-capture.service", _CAPTURE_SERVICE)
+        self.write("usr/bin/kdump-service", "#!/usr/bin/python3 -I\n")
+        self.write("boot/grub/grub.cfg", _GRUB_MENU)
+        self.write("etc/default/grub", _GRUB_DEFAULTS)
+        (self.path / "var/log/journal").mkdir(parents=True, exist_ok=True)
+        self.write("sys/devices/system/memory/block_size_bytes", "8000000\n")
+        self.set_memory_blocks(8)
+        self.write("sys/devices/system/cpu/present", "0-1\n")
+
+    def set_mounts(self, *lines: str) -> None:
+        """Lines of mountinfo."""
+        self.write("proc/self/mountinfo", "".join(f"{line}\n" for line in lines))
+
+    def set_sysctl(self, name: str, value: int) -> None:
+        """A file of /proc/sys/kernel."""
+        self.write(f"proc/sys/kernel/{name}", f"{value}\n")
+
+    def set_memory_blocks(self, count: int) -> None:
+        """The machine has this many blocks of 128 MiB."""
+        folder = self.path / "sys/devices/system/memory"
+        for block in folder.glob("memory*"):
+            (block / "online").unlink()
+            block.rmdir()
+        for number in range(count):
+            self.write(f"sys/devices/system/memory/memory{number}/online", "1\n")
+
+    def add_watchdog(self, name: str, *, identity: str, timeout_sec: int, active: bool = True) -> None:
+        """A device of /sys/class/watchdog."""
+        for attribute, value in (
+            ("identity", identity),
+            ("state", "active" if active else "inactive"),
+            ("timeout", str(timeout_sec)),
+            ("nowayout", "0"),
+        ):
+            self.write(f"sys/class/watchdog/{name}/{attribute}", value + "\n")
 
     def write(self, name: str, content: str | bytes) -> Path:
         """Write a file below the root, with its folders."""
@@ -40,6 +128,44 @@ class MachineRoot:
     def set_loaded(self, loaded: bool) -> None:
         """What the kernel says of a loaded crash kernel."""
         self.write("sys/kernel/kexec_crash_loaded", f"{int(loaded)}\n")
+
+
+class FakeCrashSize:
+    """Stands for ``store`` of /sys/kernel/kexec_crash_size: what the kernel does with a size that is written.
+
+    As kernel/crash_core.c has it since Linux 6.5, for one area; and for two, of which the lower is
+    ``low_bytes`` and stays.
+    """
+
+    def __init__(self, machine: MachineRoot, low_bytes: int = 0) -> None:
+        self._machine = machine
+        self._path = machine.path / "sys/kernel/kexec_crash_size"
+        self.low_bytes = low_bytes
+        self.written: list[int] = []
+        self.failure = 0
+        """errno of each write, if it is not 0."""
+        self.takes_more = 0
+        """So many bytes more are given back than was asked for: as if another program had done so."""
+
+    def store(self, text: str) -> None:
+        """Raises OSError as write(2) does."""
+        wanted = -(-int(text, 0) // 4096) * 4096
+        self.written.append(int(text, 0))
+        size = int(self._path.read_text())
+        if self.failure:
+            raise OSError(self.failure, "made to fail")
+        if (self._machine.path / "sys/kernel/kexec_crash_loaded").read_text() == "1\n":
+            raise OSError(errno.ENOENT, "No such file or directory")
+        if wanted > size:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        assert wanted > self.low_bytes, "the area below 4 GiB would be shrunk, too"
+        self._path.write_text(f"{wanted - self.takes_more}\n")
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        """Instead of :func:`os.write`, which to this file would be a write to the kernel."""
+        assert Path(f"/proc/self/fd/{descriptor}").readlink() == self._path.resolve()
+        self.store(data.decode())
+        return len(data)
 
 
 class FakeKernel:

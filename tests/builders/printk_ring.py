@@ -84,8 +84,9 @@ class PrintkRing:
         caller_id: int = 1,
         device: tuple[str, str] = ("", ""),
         lpos: int | None = None,
+        nsec: int | None = None,
     ) -> int:
-        """One record; its slot.
+        """One record; its slot. ``nsec``: when; without, a little later than the one before.
 
         ``exact_end`` lets its block end exactly at the end of the data ring; ``lpos`` is FAILED_LPOS or
         NO_LPOS for one without a block.
@@ -97,7 +98,7 @@ class PrintkRing:
         info = struct.pack(
             self.byte_order + "QQHBBIxxxx16sxxxx48s",
             self.printed,
-            1_500_000_000 + self.printed * 1000,
+            1_500_000_000 + self.printed * 1000 if nsec is None else nsec,
             len(raw),
             facility,
             bits,

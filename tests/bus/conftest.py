@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
 import os
+import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dbus_next import Message, MessageType, Variant
+from dbus_next.aio import MessageBus
 
 from tests.builders.machine_root import MachineRoot
 
@@ -29,17 +37,24 @@ _BUS_CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Confi
 </busconfig>
 """
 
-_START_DEADLINE_SEC = 20
+_MONITOR_DEADLINE_SEC = 60.0
+_JOURNAL_DEADLINE_SEC = 120.0
+"""More than the daemon takes to try again where another program loads a kernel."""
 
 
 class PrivateBus:
     """A dbus-daemon of our own."""
 
     def __init__(self, folder: Path) -> None:
-        config = folder / "bus.conf"
-        config.write_text(_BUS_CONFIG.format(socket=folder / "bus.socket"))
+        self._config = folder / "bus.conf"
+        self._config.write_text(_BUS_CONFIG.format(socket=folder / "bus.socket"))
+        self.address = ""
+        self.start()
+
+    def start(self) -> None:
+        """Start it, at the same address as before."""
         self._process = subprocess.Popen(
-            ["dbus-daemon", f"--config-file={config}", "--nofork", "--print-address"],
+            ["dbus-daemon", f"--config-file={self._config}", "--nofork", "--print-address"],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -57,40 +72,123 @@ class PrivateBus:
             user=user,
         )
 
+    def monitor(self, match: str) -> Monitor:
+        """Listen from now on to messages that match, until the monitor is closed."""
+        return Monitor(self.address, match)
+
     def close(self) -> None:
         """End the bus."""
         self._process.terminate()
         self._process.wait(timeout=10)
 
 
+class Monitor:
+    """systemd's client, listening."""
+
+    def __init__(self, address: str, match: str) -> None:
+        self._process = subprocess.Popen(
+            ["busctl", f"--address={address}", "monitor", "--json=short", f"--match={match}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._deadline = threading.Timer(_MONITOR_DEADLINE_SEC, self._process.terminate)
+        self._deadline.start()
+        assert self._process.stderr is not None
+        assert "Monitoring" in self._process.stderr.readline()
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._deadline.cancel()
+        self._process.terminate()
+        self._process.communicate(timeout=10)
+
+    def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Read messages up to one that is wanted."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            message: dict[str, Any] = json.loads(line)
+            if wanted(message):
+                return message
+        raise AssertionError("the message did not come")
+
+    def until_changed(self, name: str) -> Any:
+        """The next value that is announced of a property."""
+
+        def tells(message: dict[str, Any]) -> bool:
+            return message["member"] == "PropertiesChanged" and name in message["payload"]["data"][1]
+
+        return self.until(tells)["payload"]["data"][1][name]["data"]
+
+
 class RunningDaemon:
     """The daemon in a process of its own, on the private bus."""
 
     def __init__(
-        self, bus: PrivateBus, machine: MachineRoot, stop_cause: str = "stopped", *failures: str
+        self,
+        bus: PrivateBus,
+        machine: MachineRoot,
+        stop_cause: str = "stopped",
+        *failures: str,
+        module: str = "tests.bus.daemon_on_fake_kernel",
     ) -> None:
+        """``failures``: errnos of the first loads. ``module``: what the process runs, the daemon with more
+        or less of its surroundings."""
+        self.machine = machine
         self.busctl = bus.busctl
         self.environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": bus.address}
         self.environment.pop("NOTIFY_SOCKET", None)
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tests.bus.daemon_on_fake_kernel",
-                str(machine.path),
-                stop_cause,
-                *failures,
-            ],
+            [sys.executable, "-m", module, str(machine.path), stop_cause, *failures],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        # Read all the time: a pipe that is full would stop the daemon in the middle of a message.
+        self._journal: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read_journal, daemon=True)
+        self._reader.start()
         # The child says so when it has the bus name and has armed: nothing to poll for.
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if line != "ready\n":
-            raise AssertionError(f"the daemon did not start: {self.process.communicate()[1]}")
+            raise AssertionError(f"the daemon did not start: {self.stop()}")
+
+    def _read_journal(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._journal.put(line)
+        self._journal.put(None)
+
+    def read(self, name: str, interface: str = "org.kdump.Kdump1") -> Any:
+        """A property of the manager."""
+        done = self.busctl("get-property", "org.kdump.Kdump1", "/org/kdump/Kdump1", interface, name, "-j")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["data"]
+
+    def set(self, name: str, signature: str, value: str) -> subprocess.CompletedProcess[str]:
+        """Set a setting."""
+        interface = "org.kdump.Kdump1.Settings"
+        where = ("org.kdump.Kdump1", "/org/kdump/Kdump1", interface)
+        return self.busctl("set-property", *where, name, signature, "--", value)
+
+    def call(self, member: str, *arguments: str, interface: str = "org.kdump.Kdump1") -> Any:
+        """Call a method of the manager that succeeds; returns its result."""
+        where = ("org.kdump.Kdump1", "/org/kdump/Kdump1", interface)
+        done = self.busctl("call", "-j", *where, member, *arguments)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["data"][0] if done.stdout else None
+
+    def dumps(self) -> dict[str, dict[str, Any]]:
+        """All dumps: object path -> properties."""
+        found = self.call("GetManagedObjects", interface="org.freedesktop.DBus.ObjectManager")
+        return {
+            path: {name: value["data"] for name, value in interfaces["org.kdump.Kdump1.Dump"].items()}
+            for path, interfaces in found.items()
+        }
 
     def kdumpctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the client."""
@@ -105,18 +203,96 @@ class RunningDaemon:
 
     def wait_for_journal(self, text: str) -> str:
         """Read what the daemon logs until a line holds ``text``; returns what was read."""
-        assert self.process.stderr is not None
-        lines = []
-        for line in self.process.stderr:
+        lines: list[str] = []
+        while (line := self._journal.get(timeout=_JOURNAL_DEADLINE_SEC)) is not None:
             lines.append(line)
             if text in line:
                 return "".join(lines)
         raise AssertionError(f"the daemon ended without {text!r}: {''.join(lines)}")
 
+    def open_descriptors(self) -> list[str]:
+        """What each descriptor of the daemon leads to; it may open and close some while we look."""
+        targets = []
+        for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                targets.append(str(link.readlink()))
+        return targets
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
-        """Send a signal and wait; returns what the daemon logged."""
-        self.process.send_signal(number)
-        return self.process.communicate(timeout=30)[1]
+        """Send a signal and wait; returns what the daemon logged since it was asked last."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        self.process.wait(timeout=30)
+        self._reader.join()
+        return "".join(iter(self._journal.get_nowait, None))
+
+
+def close(client: MessageBus) -> None:
+    """End a connection of the library, which leaves its socket to the garbage collector."""
+    client.disconnect()
+    client._finalize()
+    _ignore(client._disconnect_future)
+    client._stream.close()
+    client._sock.close()
+
+
+def _ignore(future: asyncio.Future[Any]) -> None:
+    """Have nobody complain that an error was not looked at."""
+    if not future.cancelled():
+        future.exception()
+
+
+class BusClient:
+    """The library's own client, for what busctl cannot be made to do."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def __aenter__(self) -> BusClient:
+        self.bus = await MessageBus(bus_address=self._address, negotiate_unix_fd=True).connect()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        close(self.bus)
+
+    def begin(self, member: str, signature: str = "", *body: Any, **more: Any) -> None:
+        """Send a call, and do not wait for its reply."""
+        self.bus.send(self._message(member, signature, body, **more)).add_done_callback(_ignore)
+
+    async def call(self, member: str, signature: str = "", *body: Any, **more: Any) -> Any:
+        """The reply, which may be an error."""
+        return await self.bus.call(self._message(member, signature, body, **more))
+
+    def _message(
+        self,
+        member: str,
+        signature: str,
+        body: Sequence[Any],
+        *,
+        interface: str | None = "org.kdump.Kdump1",
+        path: str = "/org/kdump/Kdump1",
+        **more: Any,
+    ) -> Message:
+        return Message(
+            destination="org.kdump.Kdump1",
+            path=path,
+            interface=interface,
+            member=member,
+            signature=signature,
+            body=list(body),
+            **more,
+        )
+
+    async def get(self, name: str, interface: str = "org.kdump.Kdump1") -> Any:
+        """A property."""
+        reply = await self.call("Get", "ss", interface, name, interface="org.freedesktop.DBus.Properties")
+        assert reply.message_type is MessageType.METHOD_RETURN, reply.body
+        return reply.body[0].value
+
+    async def set(self, name: str, signature: str, value: Any) -> Any:
+        """The reply to setting a setting."""
+        body = ("org.kdump.Kdump1.Settings", name, Variant(signature, value))
+        return await self.call("Set", "ssv", *body, interface="org.freedesktop.DBus.Properties")
 
 
 @pytest.fixture
@@ -151,11 +327,11 @@ class FakePolkit:
         """From now on, grant to these unique bus names only; ``*`` is everybody."""
         (self._folder / "granted").write_text("\n".join(names))
 
-    def asked(self) -> list[tuple[str, str]]:
-        """Subject and action of each question so far."""
+    def asked(self) -> list[tuple[str, str, str]]:
+        """Subject, action and flags of each question so far."""
         path = self._folder / "asked"
         lines = path.read_text().splitlines() if path.exists() else []
-        return [(line.split()[0], line.split()[1]) for line in lines]
+        return [(line.split()[0], line.split()[1], line.split()[2]) for line in lines]
 
     def close(self) -> None:
         """End it."""

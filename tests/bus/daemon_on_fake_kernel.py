@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from kdump_service import log
 from kdump_service.arm.loader import Loader
 from kdump_service.bus.client import Client
 from kdump_service.daemon import Daemon
-from kdump_service.errors import KdumpError, ServiceUnreachable
+from kdump_service.errors import ImageNotBuilt, KdumpError, ProgramFailed, ServiceUnreachable
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.service.systemd import StopCause
+from tests.builders.machine_disks import SMALL_IMAGE_DRIVERS, put_image
 from tests.builders.machine_root import FakeKernel, MachineRoot
 
 
@@ -36,12 +38,33 @@ async def _say_when_ready() -> None:
     print("ready", flush=True)
 
 
+def _crash(kernel_files: KernelFiles, identity: str) -> None:
+    """Instead of the real thing; it fails if a test wants it to."""
+    (kernel_files.root / "crashed").write_text(identity)
+    if (kernel_files.root / "crash-fails").exists():
+        raise ProgramFailed("systemctl start kdump-test-crash.service: made to fail")
+
+
+def _build(root: Path, release: str, *, anew: bool) -> None:
+    """Instead of kdump-build-image@.service: ends when a test writes to the pipe of this build, as told."""
+    with open(root / "builds", "a+") as begun:
+        begun.write(f"{release}{' anew' if anew else ''}\n")
+        begun.seek(0)
+        pipe = root / f"build-{len(begun.readlines())}"
+    if pipe.exists():
+        said = pipe.read_text().strip()
+        if said:
+            raise ImageNotBuilt(said, "Make room in /var.")
+    more = (root / "drivers").read_text().split() if (root / "drivers").exists() else []
+    put_image(_ExistingRoot(root), release=release, drivers=(*SMALL_IMAGE_DRIVERS, *more))
+
+
 async def _main() -> None:
     root = Path(sys.argv[1])
     kernel = FakeKernel(_ExistingRoot(root))
     kernel.failures = [int(code) for code in sys.argv[3:]]
     loader = Loader(KernelFiles(root), kernel.load, kernel.unload)
-    daemon = Daemon(root, loader, lambda: StopCause(sys.argv[2]))
+    daemon = Daemon(root, loader, lambda: StopCause(sys.argv[2]), _crash, functools.partial(_build, root))
     ready = asyncio.create_task(_say_when_ready())
     await daemon.run()
     ready.cancel()

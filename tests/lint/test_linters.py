@@ -87,11 +87,17 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_units_are_valid(installed: Path) -> None:
     folder = installed / "usr/lib/systemd/system"
     units = sorted(path.name for path in folder.glob("kdump*"))
-    assert len(units) == 3
+    assert len(units) == 8
     for unit in Path("/usr/lib/systemd/system").iterdir():  # the units that ours name
         if unit.is_file() and not (folder / unit.name).exists():
             shutil.copy(unit, folder)
-    _check("systemd-analyze", "verify", "--man=no", f"--root={installed}", *units)
+    _check(
+        "systemd-analyze",
+        "verify",
+        "--man=no",
+        f"--root={installed}",
+        *(name.replace("@.", "@test.") for name in units),
+    )
 
 
 def test_catalog_compiles(installed: Path) -> None:
@@ -127,6 +133,7 @@ def test_every_source_file_names_its_licence() -> None:
             ".catalog",
             ".8",
             ".5",
+            ".7",
         }:
             head = path.read_text()[:400]
             if "SPDX-License-Identifier: " not in head and path.name != "kdump-service.conf":

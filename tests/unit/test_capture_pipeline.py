@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,11 @@ NAME = "20261123T040000Z-testhost"
 LOG = ["Linux version 6.1", "Kernel panic - not syncing: made for a test"]
 
 
-def _core() -> ElfCore:
+def _core(lines: Sequence[tuple[float, str]] = ((1.5, LOG[0]), (1.500001, LOG[1]))) -> ElfCore:
+    """``lines`` of the log, with the seconds when they were printed."""
     ring = PrintkRing()
-    for line in LOG:
-        ring.print(line)
+    for seconds, line in lines:
+        ring.print(line, nsec=round(seconds * 10**9))
     pages = b"".join(bytes([page % 7]) * PAGE for page in range(700))  # each seventh page is zero
     return ElfCore(
         segments=[
@@ -270,7 +272,7 @@ def test_full_target_keeps_what_it_has_and_says_incomplete(
     machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _settings(machine, compression="none")
-    _full_after(monkeypatch, 2)
+    _full_after(monkeypatch, 3)
     record = _run(machine)
     assert record.state is DumpState.INCOMPLETE
     assert [problem.reason for problem in record.problems] == ["target-full"]
@@ -394,3 +396,31 @@ def test_disk_that_fails_at_the_end_is_incomplete(
     assert record.state is DumpState.INCOMPLETE
     assert record.problems[0].stage == "commit"
     assert (machine.path / "var/crash" / NAME / "vmcore.incomplete").exists()
+
+
+MARK = "kdump-service: the crash that follows was asked for"
+
+
+@pytest.mark.parametrize(
+    ("lines", "test"),
+    [
+        ([(500.0, MARK), (500.2, LOG[1])], True),
+        ([(500.0, MARK), (529.0, LOG[1])], True),  # a busy machine prints late
+        ([(500.0, MARK), (531.0, LOG[1])], False),  # it did not happen then
+        ([(500.0, f"systemd[1]: {MARK}."), (500.2, LOG[1])], True),
+        ([(500.0, MARK), (500.1, LOG[1]), (500.2, "Rebooting")], True),
+        ([(500.0, "kdump-service: something else"), (500.2, LOG[1])], False),
+        ([(500.2, LOG[1])], False),
+    ],
+)
+def test_record_says_what_was_armed_and_whether_it_is_a_test(
+    machine: MachineRoot, lines: list[tuple[float, str]], test: bool
+) -> None:
+    machine.write("proc/vmcore", bytes(_core(lines)))
+    document = {"boot_id": BOOT_ID, "armed_identity": "a" * 64, "config": {"contents": "log"}}
+    machine.write("var/lib/kdump-service/capture.json", json.dumps(document))
+    # What the crashed system left on its disk says nothing: the capture boot may not see it.
+    machine.write("var/lib/kdump-service/test-crash.json", json.dumps({"boot_id": BOOT_ID}))
+    _run(machine)
+    saved = DumpRecord.read(machine.path / "var/crash" / NAME)
+    assert (saved.armed_identity, saved.test) == ("a" * 64, test)

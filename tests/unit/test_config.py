@@ -5,10 +5,12 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kdump_service.config import SETTINGS, Config, example_file, read_config
+from kdump_service.config import Config, read_config, read_config_files
+from kdump_service.settings import SETTINGS, SETTINGS_BY_KEY, Setting, example_file
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -61,6 +63,70 @@ def test_later_lines_win_lists_add_up_and_empty_resets(tmp_path: Path) -> None:
     assert (config.target, config.compression) == ("/b", "auto")
 
 
+def test_each_key_knows_the_line_that_set_it(tmp_path: Path) -> None:
+    _write(tmp_path, "etc/kdump-service.conf", "[Target]\nTarget=/main\n[Dump]\nThreads=2\nContents=no\n")
+    _write(tmp_path, "run/kdump-service.conf.d/60.conf", "# comment\n[Target]\nTarget=\n")
+    files = read_config_files(tmp_path)
+    assert files.origins == {
+        "Target": "/run/kdump-service.conf.d/60.conf:3",
+        "Threads": "/etc/kdump-service.conf:4",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("90", 90), ("30d", 2592000), ("1h 30min", 5400), ("2w", 1209600), ("5 min", 300), ("7s", 7)],
+)
+def test_time_spans(tmp_path: Path, text: str, seconds: int) -> None:
+    _write(tmp_path, "etc/kdump-service.conf", f"[Store]\nMaxAgeSec={text}\n")
+    assert read_config(tmp_path) == (Config(max_age_sec=seconds), [])
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.key)
+def test_a_row_is_one_piece(setting: Setting) -> None:
+    assert setting.to_value(setting.to_text(setting.default)) == setting.default
+    assert {"s": str, "i": int, "u": int, "t": int}[setting.signature] is type(setting.default)
+    for word in setting.allowed:
+        assert setting.to_text(word) == word
+    for number in (setting.minimum, setting.maximum):
+        if number is not None:
+            assert setting.to_value(setting.to_text(number)) == number
+    assert (setting.minimum is None) == (setting.signature == "s")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("Target", "/srv//crash/", "/srv/crash"),
+        ("Target", " file:///srv ", "/srv"),
+        ("CommandLineAppend", "  a   b ", "a b"),
+        ("Kernel", "", ""),
+        ("DumpLevel", -1, "-1"),
+        ("MaxAgeSec", 86400, "86400"),
+    ],
+)
+def test_values_become_text(key: str, value: Any, expected: str) -> None:
+    assert SETTINGS_BY_KEY[key].to_text(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("Target", "", "'' is not an absolute path"),
+        ("Contents", "", "'' is not one of"),
+        ("CommandLineAppend", "a\nTarget=/x", "contains a control character"),
+        ("CommandLineAppend", "a\u2028b", "contains a control character"),
+        ("Kernel", "/boot/x\\", "ends with a backslash"),
+        ("Threads", True, "True is not of type int"),
+        ("Threads", 1025, "1025 is not between"),
+        ("Target", 1, "1 is not of type str"),
+    ],
+)
+def test_values_that_no_file_can_hold(key: str, value: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(why)):
+        SETTINGS_BY_KEY[key].to_text(value)
+
+
 def test_comments_and_continued_lines(tmp_path: Path) -> None:
     text = "# a\n; b\n\n[Kernel]\nCommandLineAppend=one \\\n# in between\n   two\n"
     _write(tmp_path, "etc/kdump-service.conf", text)
@@ -79,9 +145,16 @@ def test_comments_and_continued_lines(tmp_path: Path) -> None:
         ("[Target]\nTarget=/var/../etc", ":2: Target=: '/var/../etc' must not contain '..'"),
         ("[Target]\nTarget=nfs://host/x", ":2: Target=: nfs:// targets are not supported"),
         ("[Dump]\nCompresion=lz4", ":2: Compresion=: unknown setting; [Dump] has Contents=, DumpLevel="),
-        ("[Dump]\nDumpLevel=32", ":2: DumpLevel=: 32 is not between 0 and 31"),
+        ("[Dump]\nDumpLevel=32", ":2: DumpLevel=: 32 is not between -1 and 31"),
         ("[Dump]\nDumpLevel=all", ":2: DumpLevel=: 'all' is not a whole number"),
-        ("[Dump]\nThreads=0", ":2: Threads=: 0 is not between 1 and 1024"),
+        ("[Dump]\nThreads=-1", ":2: Threads=: -1 is not between 0 and 1024"),
+        ("[Store]\nMaxUse=99999999T", ":2: MaxUse=: 109951161678088372224 is not between 0 and 9223372036"),
+        ("[Store]\nMaxAgeSec=1y", ":2: MaxAgeSec=: '1y' is not a time span"),
+        ("[Store]\nMaxAgeSec=d", ":2: MaxAgeSec=: 'd' is not a time span"),
+        ("[Store]\nMaxDumps=many", ":2: MaxDumps=: 'many' is not a whole number"),
+        ("[Action]\nCrashLoopLimit=-1", ":2: CrashLoopLimit=: -1 is not between 0 and 1000"),
+        ("[Kernel]\nKernel=/a\tb", ":2: Kernel=: '/a\\tb' contains a control character"),
+        (f"[Image]\nImage=/{'x' * 4096}", ":2: Image=: a path of 4097 bytes is too long"),
         ("[Dump]\nContents=all", ":2: Contents=: 'all' is not one of log, kernel, user, everything"),
         ("[Dmup]\nCompression=lz4", ":2: Compression=: unknown setting; there is no section [Dmup]"),
         ("[Store]\nKeepFree=10%", ":2: KeepFree=: '10%' is not a size"),
@@ -123,15 +196,15 @@ def test_settings_that_do_not_go_together(tmp_path: Path, text: str, expected: s
     _write(tmp_path, "etc/kdump-service.conf", f"[Dump]\n{text}\n")
     config, errors = read_config(tmp_path)
     assert [str(error) for error in errors] == [f"[Dump]: {expected}"]
-    assert (config.compression, config.compression_level) == ("auto", "")
+    assert (config.compression, config.compression_level) == ("auto", 0)
 
 
 @pytest.mark.parametrize(
     ("settings", "level"),
-    [({}, 31), ({"contents": "log"}, None), ({"contents": "user"}, 23), ({"dump_level": "0"}, 0)],
+    [({}, 31), ({"contents": "log"}, None), ({"contents": "user"}, 23), ({"dump_level": 0}, 0)],
 )
-def test_contents_are_dump_levels(settings: dict[str, str], level: int | None) -> None:
-    assert Config(**settings).level == level  # type: ignore[arg-type]
+def test_contents_are_dump_levels(settings: dict[str, Any], level: int | None) -> None:
+    assert Config(**settings).level == level
 
 
 def test_json_round_trip_is_pinned() -> None:
@@ -139,13 +212,20 @@ def test_json_round_trip_is_pinned() -> None:
         target="/t",
         format="elf",
         compression="lz4",
-        dump_level="17",
+        dump_level=17,
         keep_free_bytes=5,
         command_line_append="a b",
     )
     document = json.loads(json.dumps(config.to_json()))
     assert document["keep_free_bytes"] == 5
     assert Config.from_json(document) == (config, [])
+
+
+def test_json_of_the_first_version_is_read() -> None:
+    document = {"dump_level": "", "compression_level": "", "threads": "", "target": "/t"}
+    assert Config.from_json(document) == (Config(target="/t"), [])
+    document = {"dump_level": "17", "compression_level": "3", "threads": "2"}
+    assert Config.from_json(document) == (Config(dump_level=17, compression_level=3, threads=2), [])
 
 
 @pytest.mark.parametrize(
@@ -156,6 +236,8 @@ def test_json_round_trip_is_pinned() -> None:
         ({"keep_free_bytes": True}, "KeepFree="),
         ({"keep_free_bytes": -1}, "KeepFree="),
         ({"on_success": "explode"}, "OnSuccess="),
+        ({"dump_level": "much"}, "DumpLevel="),
+        ({"threads": 1.5}, "Threads="),
     ],
 )
 def test_json_forgives_with_the_default(document: dict[str, object], word: str) -> None:

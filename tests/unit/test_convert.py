@@ -511,11 +511,11 @@ def test_a_reader_that_has_enough(core: Path, verb: str) -> None:
 INTERRUPTED = """
 import os, signal, sys
 from kdump_service.ctl import main, offline
-class InterruptedProgress(offline._ProgressLine):
+class InterruptedProgress(offline.ProgressLine):
     def __call__(self, what, done, total):
         if what == {what!r} and done > {done}:
             os.killpg(0, signal.SIGINT)  # as a terminal does: to all of us
-offline._ProgressLine = InterruptedProgress
+offline.ProgressLine = InterruptedProgress
 sys.exit(main.main(sys.argv[1:]))
 """
 

@@ -21,10 +21,12 @@ from kdump_service.engine import page_stream, vital
 from kdump_service.engine.dump import Dump, identity_of
 from kdump_service.engine.file_sink import FileSink
 from kdump_service.engine.page_stream import Batch, PageStream, batches
+from kdump_service.engine.predict import Prediction
 from kdump_service.engine.survey import Survey, survey_everything, survey_pages
-from kdump_service.engine.verify import SAMPLE_PAGES, check_descriptors, verify_dump
+from kdump_service.engine.verify import SAMPLE_PAGES, check_descriptors, sampled_runs, verify_dump
 from kdump_service.engine.virtual_loads import virtual_loads
 from kdump_service.errors import BadVmcore, VerificationFailed
+from kdump_service.pfn import CHUNK_PAGES, PfnBitmap
 from kdump_service.vmcore.page_source import PageSource
 from tests.builders.machine_memory import X86_64, Aarch64, Machine
 from tests.unit.machine_image import ImageOfMachine
@@ -281,7 +283,11 @@ def test_prediction(
     survey = survey_everything(source)
     options = DumpOptions(0, dump_format, compression, threads=2)
     dump = Dump(image, source, survey, options)
-    predicted = dump.predict_bytes()
+    advances: list[tuple[int, int]] = []
+    predicted = dump.predict_bytes(lambda done, total: advances.append((done, total)))
+    # Many, since the highest levels of compression take long: a watchdog is fed by them.
+    assert len(advances) > 2
+    assert advances[-1][0] == advances[-1][1]
     sink = FileSink(tmp_path / "dump")
     dump.write(sink).finish(complete=True)
     sink.commit()
@@ -290,6 +296,34 @@ def test_prediction(
     assert predicted.expected_bytes == pytest.approx(real, rel=0.25)
     assert predicted.expected_bytes <= predicted.at_most_bytes
     assert real <= predicted.at_most_bytes * 1.05
+
+
+@pytest.mark.parametrize(("dump_format", "compression"), FORMATS)
+def test_where_there_is_room_for_all_no_sample_is_needed(
+    tmp_path: Path, dump_format: str, compression: str
+) -> None:
+    made = Machine(memory=[(0, 16 * MIB)])
+    data = np.random.default_rng(2)
+    for pfn in range(2048, 3072):  # these do not shrink
+        made.write(pfn * made.page_bytes, data.bytes(made.page_bytes))
+    image = ImageOfMachine(made)
+    source = PagesOfMachine(image)
+    dump = Dump(image, source, survey_everything(source), DumpOptions(0, dump_format, compression))
+    sampled: list[int] = []
+
+    def predicted(room_bytes: int) -> Prediction:
+        return dump.predict_bytes(lambda done, total: sampled.append(done), room_bytes=room_bytes)
+
+    most = dump.head_bytes + 16 * MIB
+    told = predicted(most)
+    if compression != "lz4":
+        assert (told.expected_bytes, told.at_most_bytes, sampled) == (most, most, [])
+    assert predicted(most - 1).at_most_bytes < most
+    assert sampled
+    sink = FileSink(tmp_path / "dump")
+    dump.write(sink).finish(complete=True)
+    sink.commit()
+    assert (tmp_path / "dump").stat().st_size <= most
 
 
 def test_prediction_of_nothing() -> None:
@@ -533,3 +567,24 @@ def test_a_machine_of_a_terabyte_takes_little_memory(tmp_path: Path, kind: str) 
     assert free == (0x7F00 // 2 if kind == "sparse" else existing // 2)
     assert max(peaks) < 64  # MiB
     core.unlink()
+
+
+@pytest.mark.parametrize(("most", "together"), [(1024, 8), (1024, 1), (10**6, 8), (64, 8)])
+def test_sample_is_spread_over_all_that_is_kept(most: int, together: int) -> None:
+    kept = PfnBitmap(3 * CHUNK_PAGES)
+    for chunk in range(kept.chunk_count):
+        kept.set_bits(chunk, np.random.default_rng(chunk).random(CHUNK_PAGES) < 0.5)
+    every = np.concatenate([frames(runs) for runs in kept.runs()])
+    sample = np.concatenate([frames(runs) for runs in sampled_runs(kept, most, together)])
+    ranks = np.searchsorted(every, sample)
+    assert np.array_equal(every[ranks], sample)
+    assert min(most, len(every)) - together < len(sample) <= min(most, len(every))
+    gaps = np.diff(ranks)
+    assert gaps.min() == 1 if together > 1 else gaps.min() > 1
+    assert gaps.max() <= 2 * len(every) * together / most + together
+    assert (ranks[0], ranks[-1]) == (0, len(every) - 1)
+
+
+def frames(runs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of runs, one by one."""
+    return np.concatenate([np.arange(first, first + count) for first, count in runs.tolist()])

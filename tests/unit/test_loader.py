@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kdump_service import errors
-from kdump_service.arm.loader import Loader
+from kdump_service.arm.loader import Loader, LoadRequest
 from kdump_service.arm.plan import mount_point_of, plan_load, write_capture_settings
 from kdump_service.config import Config
 from kdump_service.kernel import syscall
@@ -31,8 +32,12 @@ def _loader(machine: MachineRoot, kernel: FakeKernel) -> Loader:
     return Loader(KernelFiles(machine.path), kernel.load, kernel.unload)
 
 
+def _request(machine: MachineRoot) -> LoadRequest:
+    return plan_load(KernelFiles(machine.path), Config(environment="rootfs")).request
+
+
 def test_what_was_loaded_is_known_to_the_next_daemon(machine: MachineRoot, kernel: FakeKernel) -> None:
-    request = plan_load(KernelFiles(machine.path), Config())
+    request = _request(machine)
     assert _loader(machine, kernel).loaded_request() is None
     _loader(machine, kernel).load(request)
     assert _loader(machine, kernel).loaded_request() == request
@@ -41,13 +46,13 @@ def test_what_was_loaded_is_known_to_the_next_daemon(machine: MachineRoot, kerne
 
 
 def test_a_changed_file_is_another_request(machine: MachineRoot, kernel: FakeKernel) -> None:
-    before = plan_load(KernelFiles(machine.path), Config())
+    before = _request(machine)
     machine.write(f"boot/initrd.img-{RELEASE}", "rebuilt initramfs")
-    assert plan_load(KernelFiles(machine.path), Config()) != before
+    assert _request(machine) != before
 
 
 def test_memory_of_an_earlier_boot_is_not_believed(machine: MachineRoot, kernel: FakeKernel) -> None:
-    _loader(machine, kernel).load(plan_load(KernelFiles(machine.path), Config()))
+    _loader(machine, kernel).load(_request(machine))
     machine.write("proc/sys/kernel/random/boot_id", "ffffffff-ffff-ffff-ffff-ffffffffffff\n")
     assert _loader(machine, kernel).loaded_request() is None
 
@@ -85,17 +90,58 @@ def test_each_errno_says_what_to_do(
     monkeypatch.setattr("os.geteuid", lambda: 0)
     kernel.failures = [code]
     with pytest.raises(errors.CannotArm) as caught:
-        _loader(machine, kernel).load(plan_load(KernelFiles(machine.path), Config()))
+        _loader(machine, kernel).load(_request(machine))
     assert type(caught.value) is kind
     assert word in caught.value.explanation()
     assert _loader(machine, kernel).loaded_request() is None
+
+
+def _x86_image(init_size_mib: int) -> bytes:
+    """The head of a bzImage (Documentation/arch/x86/boot.rst)."""
+    head = bytearray(0x1000)
+    head[0x202:0x208] = b"HdrS" + (0x20F).to_bytes(2, "little")
+    head[0x260:0x264] = (init_size_mib << 20).to_bytes(4, "little")
+    return bytes(head)
+
+
+def _arm64_image(image_size_mib: int) -> bytes:
+    """The head of an Image (Documentation/arch/arm64/booting.rst)."""
+    head = bytearray(64)
+    head[0x10:0x18] = (image_size_mib << 20).to_bytes(8, "little")
+    head[0x38:0x3C] = b"ARM\x64"
+    return bytes(head)
+
+
+@pytest.mark.parametrize("image", [_x86_image, _arm64_image])
+def test_what_just_fits_is_not_loaded(
+    machine: MachineRoot, kernel: FakeKernel, image: Callable[[int], bytes]
+) -> None:
+    """The kernel would take it, and the capture kernel would hang. What is loaded already stays."""
+    _loader(machine, kernel).load(_request(machine))
+    loads = len(kernel.loads)
+    machine.write(f"boot/vmlinuz-{RELEASE}", image(52))
+    with open(machine.path / f"boot/initrd.img-{RELEASE}", "wb") as initramfs:
+        initramfs.truncate(20 << 20)
+    for reserved_mib, armed in ((72, False), (87, False), (88, True), (256, True)):
+        machine.write("sys/kernel/kexec_crash_size", f"{reserved_mib << 20}\n")
+        if armed:
+            _loader(machine, kernel).load(_request(machine))
+            continue
+        with pytest.raises(
+            errors.ReservationTooSmall, match=f"hang in the {reserved_mib}.*need 96"
+        ) as caught:
+            _loader(machine, kernel).load(_request(machine))
+        assert caught.value.hint == "Reserve more: kdumpctl reserve auto"
+        assert len(kernel.loads) == loads
+        assert (machine.path / "sys/kernel/kexec_crash_loaded").read_text() == "1\n"
+    assert len(kernel.loads) == loads + 2
 
 
 def test_eperm_under_lockdown_is_a_matter_of_signatures(machine: MachineRoot, kernel: FakeKernel) -> None:
     machine.write("sys/kernel/security/lockdown", "none [integrity] confidentiality\n")
     kernel.failures = [errno.EPERM]
     with pytest.raises(errors.SignatureRefused, match="lockdown=integrity"):
-        _loader(machine, kernel).load(plan_load(KernelFiles(machine.path), Config()))
+        _loader(machine, kernel).load(_request(machine))
 
 
 @pytest.mark.parametrize(("name", "value"), [("kexec_load_disabled", "1"), ("kexec_load_limit_panic", "0")])
@@ -106,26 +152,26 @@ def test_eperm_with_loading_switched_off(
     machine.write(f"proc/sys/kernel/{name}", value + "\n")
     kernel.failures = [errno.EPERM]
     with pytest.raises(errors.NotPrivileged) as caught:
-        _loader(machine, kernel).load(plan_load(KernelFiles(machine.path), Config()))
+        _loader(machine, kernel).load(_request(machine))
     assert f"kernel.{name} is {value}" in caught.value.hint
 
 
 def test_no_reservation_says_what_to_add(tmp_path: Path) -> None:
     machine = MachineRoot(tmp_path, crash_size=0)
-    request = plan_load(KernelFiles(machine.path), Config())
+    request = _request(machine)
     with pytest.raises(errors.NoReservation) as caught:
         _loader(machine, FakeKernel(machine)).load(request)
     assert "was asked for crashkernel=256M but has reserved nothing" in str(caught.value)
     machine.write("proc/cmdline", "root=/dev/vda\n")
     with pytest.raises(errors.NoReservation) as caught:
         _loader(machine, FakeKernel(machine)).load(request)
-    assert "Add crashkernel=256M" in caught.value.hint
+    assert "kdumpctl reserve" in caught.value.hint
 
 
 def test_kernel_without_crash_dump(tmp_path: Path) -> None:
     machine = MachineRoot(tmp_path, crash_size=None)
     with pytest.raises(errors.NotSupported, match="cannot hold a crash kernel"):
-        _loader(machine, FakeKernel(machine)).load(plan_load(KernelFiles(machine.path), Config()))
+        _loader(machine, FakeKernel(machine)).load(_request(machine))
 
 
 def test_new_place_of_the_attributes_wins(machine: MachineRoot) -> None:
@@ -140,7 +186,7 @@ def test_images_of_other_distributions(machine: MachineRoot) -> None:
     (machine.path / f"boot/initrd.img-{RELEASE}").unlink()
     machine.write(f"usr/lib/modules/{RELEASE}/vmlinuz", "kernel")
     machine.write(f"boot/initramfs-{RELEASE}.img", "initramfs")
-    request = plan_load(KernelFiles(machine.path), Config())
+    request = _request(machine)
     assert request.kernel.path.endswith(f"usr/lib/modules/{RELEASE}/vmlinuz")
     assert request.initramfs.path.endswith(f"boot/initramfs-{RELEASE}.img")
 
@@ -148,7 +194,7 @@ def test_images_of_other_distributions(machine: MachineRoot) -> None:
 def test_missing_images_name_every_place_that_was_tried(machine: MachineRoot) -> None:
     (machine.path / f"boot/vmlinuz-{RELEASE}").unlink()
     with pytest.raises(errors.ImageMissing, match=f"/boot/vmlinuz-{RELEASE}, /usr/lib/modules") as caught:
-        plan_load(KernelFiles(machine.path), Config())
+        _request(machine)
     assert "Kernel=" in caught.value.hint
     with pytest.raises(errors.ImageMissing, match="kernel image /elsewhere does not exist"):
         plan_load(KernelFiles(machine.path), Config(kernel="/elsewhere"))

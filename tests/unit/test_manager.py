@@ -2,16 +2,20 @@
 from __future__ import annotations
 
 import errno
+import json
+import logging
 from pathlib import Path
 
 import pytest
 
 from kdump_service.arm.loader import Loader
-from kdump_service.errors import ConfigError, ReservationTooSmall
+from kdump_service.errors import ConfigError, ImageNotBuilt, ReservationTooSmall
 from kdump_service.kernel.files import KernelFiles
+from kdump_service.log import MessageId
 from kdump_service.service.manager import Manager
 from kdump_service.service.state import ArmState, Status
 from kdump_service.service.systemd import StopCause, parse_jobs
+from tests.builders.machine_disks import put_image, small_image_machine
 from tests.builders.machine_root import RELEASE, FakeKernel, MachineRoot
 
 
@@ -166,3 +170,242 @@ def test_encrypted_root_is_remarked(bench: _Bench) -> None:
     status = bench.manager.status()
     assert (status.state, status.reason) == (ArmState.ARMED, "root-encrypted")
     assert "passphrase" in status.summary()
+
+
+def test_rebuild_loads_whatever_is_loaded(bench: _Bench) -> None:
+    bench.manager.start()
+    bench.manager.rebuild()
+    assert len(bench.kernel.loads) == 2
+    assert bench.manager.status().state is ArmState.ARMED
+
+
+def test_a_new_image_is_loaded_when_it_is_noticed(bench: _Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.manager.start()
+    bench.machine.write(f"boot/initrd.img-{RELEASE}", "rebuilt initramfs")
+    bench.manager.images_changed()
+    assert len(bench.kernel.loads) == 2
+    bench.manager.disarm()
+    bench.machine.write(f"boot/initrd.img-{RELEASE}", "rebuilt once more, longer")
+    bench.manager.images_changed()
+    assert len(bench.kernel.loads) == 2
+    assert bench.manager.status().reason == "disarmed"
+
+
+def test_files_that_changed_and_say_the_same_do_nothing(bench: _Bench) -> None:
+    bench.manager.start()
+    bench.machine.write("etc/kdump-service.conf", "# a comment\n[Dump]\nContents=kernel\n")
+    bench.changes.clear()
+    bench.manager.configuration_changed()
+    assert bench.changes == []
+    assert bench.manager.config_files.origins["Contents"] == "/etc/kdump-service.conf:3"
+
+
+def test_files_that_cannot_be_used_are_told_once_and_change_nothing(bench: _Bench) -> None:
+    bench.manager.start()
+    path = bench.machine.write("etc/kdump-service.conf", "[Dump]\nContents=all\n[Target]\nTarget=/new\n")
+    with pytest.raises(ConfigError):
+        bench.manager.configuration_changed()
+    assert bench.manager.config.target == "/var/crash"
+    assert bench.manager.status().reason == "bad-configuration"
+    bench.manager.configuration_changed()  # the same again
+    path.write_text("[Target]\nTarget=/new\n")
+    bench.manager.configuration_changed()
+    assert (bench.manager.config.target, bench.manager.status().reason) == ("/new", "")
+
+
+def test_identity_is_that_of_what_is_loaded(bench: _Bench) -> None:
+    assert bench.manager.identity == ""
+    bench.manager.start()
+    first = bench.manager.identity
+    assert len(first) == 64
+    bench.machine.write(f"boot/initrd.img-{RELEASE}", "rebuilt initramfs")
+    bench.manager.arm()
+    assert bench.manager.identity not in ("", first)
+    capture = json.loads((bench.machine.path / "var/lib/kdump-service/capture.json").read_text())
+    assert capture["armed_identity"] == bench.manager.identity
+    bench.manager.disarm()
+    assert bench.manager.identity == ""
+
+
+# The small image
+
+
+class _SmallBench(_Bench):
+    """A machine that can have a small image."""
+
+    def __init__(self, path: Path, *, built: bool) -> None:
+        super().__init__(path)
+        self.machine = small_image_machine(path, built=built)
+
+    @property
+    def reasons(self) -> list[str]:
+        return [status.reason for status in self.changes if status.state is ArmState.ARMED]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> _SmallBench:
+    return _SmallBench(tmp_path, built=False)
+
+
+def _told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    ids = [
+        record.journal_fields["MESSAGE_ID"] for record in caplog.records if hasattr(record, "journal_fields")
+    ]
+    caplog.clear()
+    return ids
+
+
+NO_ROOM = ImageNotBuilt("/var: 10 MiB are free", "Make room in /var.")
+
+
+def test_current_image_is_armed_without_a_remark(tmp_path: Path) -> None:
+    bench = _SmallBench(tmp_path, built=True)
+    bench.manager.start()
+    status = bench.manager.status()
+    assert (status.environment, status.reason, bench.manager.wanted_image) == ("initramfs", "", None)
+    assert status.image.endswith(".img") and "/images/" in status.image
+    assert bench.manager.identity
+
+
+def test_armed_with_the_root_until_the_image_is_built(
+    small: _SmallBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    small.manager.start()
+    status = small.manager.status()
+    assert (status.environment, status.reason) == ("rootfs", "image-building")
+    assert "kdump-build-image@" in status.explanation
+    assert small.manager.wanted_image is not None
+    _told(caplog)
+    put_image(small.machine)
+    small.manager.image_built()
+    status = small.manager.status()
+    assert (status.state, status.environment, status.reason) == (ArmState.ARMED, "initramfs", "")
+    assert small.manager.wanted_image is None
+    assert len(small.kernel.loads) == 2
+    assert "rootfstype=ramfs" in small.kernel.loads[-1][1].split()
+    assert _told(caplog) == [MessageId.IMAGE_REBUILT]
+
+
+def test_what_could_not_be_built_is_told_once_and_tried_once(
+    small: _SmallBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    small.manager.start()
+    wanted = small.manager.wanted_image
+    assert wanted is not None
+    _told(caplog)
+    small.manager.image_not_built(wanted, NO_ROOM)
+    assert _told(caplog) == [MessageId.IMAGE_NOT_BUILT]
+    status = small.manager.status()
+    assert (status.state, status.reason) == (ArmState.ARMED, "image-not-built")
+    assert status.explanation == "/var: 10 MiB are free. Make room in /var."
+    assert small.manager.wanted_image is None
+    small.manager.reload()
+    small.manager.images_changed()
+    small.manager.arm()
+    assert small.manager.wanted_image is None
+    assert small.manager.status().reason == "image-not-built"
+    assert MessageId.IMAGE_NOT_BUILT not in _told(caplog)
+
+
+def test_what_could_not_be_built_is_tried_again_when_something_else_is_wanted(small: _SmallBench) -> None:
+    small.manager.start()
+    wanted = small.manager.wanted_image
+    assert wanted is not None
+    small.manager.image_not_built(wanted, NO_ROOM)
+    small.machine.write("etc/kdump-service.conf", "[Image]\nExtraDrivers=xfs\n")
+    small.manager.reload()
+    assert small.manager.wanted_image not in (None, wanted)
+    assert small.manager.status().reason == "image-building"
+
+
+def test_rebuild_tries_again(small: _SmallBench) -> None:
+    small.manager.start()
+    wanted = small.manager.wanted_image
+    assert wanted is not None
+    small.manager.image_not_built(wanted, NO_ROOM)
+    small.manager.rebuild()
+    assert (small.manager.wanted_image, small.manager.status().reason) == (wanted, "image-building")
+
+
+def test_errors_of_the_configuration_come_before_those_of_the_image(small: _SmallBench) -> None:
+    small.machine.write("etc/kdump-service.conf", "garbage\n")
+    small.manager.start()
+    assert small.manager.status().reason == "bad-configuration"
+    assert small.manager.wanted_image is not None
+
+
+def test_outdated_image_stays_armed_until_the_new_one_is_there(tmp_path: Path) -> None:
+    bench = _SmallBench(tmp_path, built=True)
+    bench.manager.start()
+    first = bench.manager.status().image
+    bench.machine.write("usr/bin/kdump-service", "a newer version")
+    bench.manager.images_changed()
+    status = bench.manager.status()
+    assert (status.image, status.environment, status.reason) == (first, "initramfs", "image-outdated")
+    assert bench.manager.wanted_image is not None
+    assert len(bench.kernel.loads) == 1  # never a moment unarmed
+    second = put_image(bench.machine, b"built anew", built="2026-11-24T04:00:00Z")
+    bench.manager.image_built()
+    status = bench.manager.status()
+    assert (status.image, status.reason) == (str(second), "")
+    assert len(bench.kernel.loads) == 2
+
+
+def test_old_image_without_a_driver_of_the_target_is_not_used(tmp_path: Path) -> None:
+    bench = _SmallBench(tmp_path, built=True)
+    bench.machine.write("etc/kdump-service.conf", "[Image]\nExtraDrivers=xfs\n")
+    bench.manager.start()
+    assert (bench.manager.status().environment, bench.manager.status().reason) == ("rootfs", "image-building")
+
+
+def test_nothing_is_wanted_after_the_image_is_built(small: _SmallBench) -> None:
+    small.manager.start()
+    put_image(small.machine)
+    small.manager.image_built()
+    assert small.manager.wanted_image is None
+
+
+def test_image_that_is_built_while_disarmed_stays_on_disk(small: _SmallBench) -> None:
+    small.manager.start()
+    small.manager.disarm()
+    assert small.manager.wanted_image is None
+    put_image(small.machine)
+    small.manager.image_built()
+    assert small.manager.status().reason == "disarmed"
+    small.manager.arm()
+    assert small.manager.status().environment == "initramfs"
+
+
+def test_image_that_the_kernel_refuses_leaves_the_one_before(small: _SmallBench) -> None:
+    small.manager.start()
+    before = small.manager.status().image
+    put_image(small.machine)
+    small.kernel.failures = [errno.EADDRNOTAVAIL]
+    with pytest.raises(ReservationTooSmall):
+        small.manager.image_built()
+    status = small.manager.status()
+    assert (status.state, status.image, status.environment) == (ArmState.ARMED, before, "rootfs")
+    assert status.reason == "reservation-too-small"
+
+
+def test_settings_are_loaded_with_the_small_image(tmp_path: Path) -> None:
+    bench = _SmallBench(tmp_path, built=True)
+    bench.manager.start()
+    bench.machine.write("etc/kdump-service.conf", "[Dump]\nContents=user\n")
+    bench.manager.reload()
+    assert len(bench.kernel.loads) == 2
+    again = bench.restarted()
+    again.start()
+    assert (len(bench.kernel.loads), again.status().environment) == (2, "initramfs")
+
+
+def test_machine_that_needs_the_small_image_to_be_armed_at_all(small: _SmallBench) -> None:
+    (small.machine.path / f"boot/initrd.img-{RELEASE}").unlink()
+    small.manager.start()
+    assert (small.manager.status().reason, small.manager.status().loaded) == ("image-missing", False)
+    assert small.manager.wanted_image is not None
+    put_image(small.machine)
+    small.manager.image_built()
+    assert (small.manager.status().reason, small.manager.status().loaded) == ("", True)
+    assert small.manager.wanted_image is None

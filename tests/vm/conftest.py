@@ -15,6 +15,7 @@ from typing import Protocol, Unpack
 
 import pytest
 
+from .boot_disk import BootLoader
 from .cache import say, set_reporter
 from .debuggers import OpenDump
 from .events import GuestDump, MachineLost
@@ -23,7 +24,17 @@ from .machine import Machine, MachineOptions
 from .tree import SUITE
 
 REPO = Path(__file__).parents[2]
-PROGRAMS = ("qemu-system-x86_64", "setpriv", "mmdebstrap", "mke2fs", "debugfs", "crash", "gdb")
+PROGRAMS = (
+    "qemu-system-x86_64",
+    "setpriv",
+    "mmdebstrap",
+    "mke2fs",
+    "debugfs",
+    "sfdisk",
+    "mkfs.vfat",
+    "crash",
+    "gdb",
+)
 CONSOLE_LINES = 60
 
 LAB = pytest.StashKey[Lab]()
@@ -34,7 +45,9 @@ OpenDumpOf = Callable[[Machine, GuestDump], OpenDump]
 class MachineFactory(Protocol):
     """What a case makes its machines with: `Lab.machine`."""
 
-    def __call__(self, **options: Unpack[MachineOptions]) -> Machine: ...
+    def __call__(
+        self, *, boot_loader: BootLoader | None = None, **options: Unpack[MachineOptions]
+    ) -> Machine: ...
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

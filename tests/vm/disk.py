@@ -1,40 +1,60 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The machine's disk: a base tree, the installed project and the test's own hand, as one ext4 image.
 
-Also reads files out of such an image, and puts some in, while no machine runs on it.
+QEMU's -kernel boots it; boot_disk.py makes disks with partitions and boot loaders. Also reads files out of
+such an image, and puts some in, while no machine runs on it.
 """
 
+import contextlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .cache import Cache, digest, digest_tree, slow_step
 from .tree import Tree
 
 __all__ = [
     "AGENT_IN_CAPTURE",
+    "KEPT_DISKS",
+    "SIZE_MIB",
+    "WORDS",
     "Disk",
+    "Firmware",
     "Install",
+    "Stage",
     "copy_image",
     "extract",
     "install_with_make",
+    "make_file_system",
+    "make_root",
     "project_disk",
+    "run_tool",
+    "stage",
+    "take_folder",
     "write_files",
 ]
+
+Firmware = Literal["direct", "bios", "uefi", "secure-boot"]
+"""What starts the kernel: QEMU itself, or this firmware by way of the disk's boot loader."""
 
 Install = Callable[[Path], None]
 """Puts the project under the given root, as `make install DESTDIR=root` does."""
 
 HERE = Path(__file__).parent
-SIZE = "3G"  # sparse; the tree takes 400 MB, a dump without compression at most the machine's memory
-KEPT_DISKS = 2
+SIZE_MIB = 3072  # sparse; the tree takes 400 MB, a dump without compression at most the machine's memory
+KEPT_DISKS = 4  # of a kind: those of one state of the project, for several suites, and of the one before
 
 # A word on the kernel command line, which the capture boot inherits: it decides whether the agent runs there
 # too.
 AGENT_IN_CAPTURE = "kdump_test.agent_in_capture"
+
+# Of every kernel command line here: messages on the serial console, nothing that emulation makes slow, and
+# network interfaces called eth0.
+WORDS = ("ro", "console=ttyS0", "mitigations=off", "net.ifnames=0")
 
 HOME = Path("usr/local/lib/kdump-test")
 
@@ -92,13 +112,25 @@ class Disk:
 
     image: Path
     tree: Tree
+    firmware: Firmware = "direct"
+    root: str = "/dev/vda"  # the root file system as root= on the kernel command line names it
+    root_offset: int = 0  # bytes before the root file system: 0 on a disk without partitions
 
 
-def _run(*command: str | Path) -> str:
+@dataclass(frozen=True)
+class Stage:
+    """What comes on top of a base tree, in a folder; `key` stands for all of it."""
+
+    root: Path
+    key: str
+
+
+def run_tool(*command: str | Path, text: str = "") -> str:
+    """Run a program with `text` on its standard input; what it said, if it fails in a RuntimeError."""
     done = subprocess.run(
         command,
         check=False,
-        stdin=subprocess.DEVNULL,
+        input=text,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -113,14 +145,14 @@ def install_with_make(repo: Path) -> Install:
     """How a packager would put the project of the checkout `repo` under a root."""
 
     def install(root: Path) -> None:
-        _run("make", "--no-print-directory", "-C", repo, "install", f"DESTDIR={root}")
+        run_tool("make", "--no-print-directory", "-C", repo, "install", f"DESTDIR={root}")
 
     return install
 
 
-def _add_harness(root: Path) -> None:
+def _add_harness(root: Path, files: Mapping[str, str]) -> None:
     """Add the guest agent, the planted command and the settings that keep a test machine quiet."""
-    for name, text in FILES.items():
+    for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -136,11 +168,11 @@ def _add_harness(root: Path) -> None:
 
 def _finish(root: Path) -> None:
     """What needs the whole tree: enable units, compile Python as a package would, open root's login."""
-    _run("systemctl", f"--root={root}", "enable", *ENABLED)
+    run_tool("systemctl", f"--root={root}", "enable", *ENABLED)
     packages = "/usr/lib/python3/dist-packages"
     if (root / packages[1:] / "kdump_service").is_dir():
         # Under emulation the first import of uncompiled modules costs seconds.
-        _run("chroot", root, "python3", "-m", "compileall", "-q", f"{packages}/kdump_service")
+        run_tool("chroot", root, "python3", "-m", "compileall", "-q", f"{packages}/kdump_service")
     shadow = root / "etc/shadow"
     opened = shadow.read_text().replace("root:*:", "root::", 1)
     shadow.unlink()  # the tree is hard links into the cache: replace, never write
@@ -148,37 +180,92 @@ def _finish(root: Path) -> None:
     shadow.chmod(0o640)
 
 
+@contextlib.contextmanager
+def stage(cache: Cache, install: Install, files: Mapping[str, str] | None = None) -> Iterator[Stage]:
+    """What `install` installs, the test's hand, and `files` (path -> text) in place of the usual ones."""
+    with tempfile.TemporaryDirectory(prefix="kdump-stage-", dir=cache.folder) as temporary:
+        root = Path(temporary) / "root"
+        root.mkdir()
+        with slow_step("install the project"):
+            install(root)
+        _add_harness(root, {**FILES, **(files or {})})
+        yield Stage(root, digest(digest_tree(root), Path(__file__).read_bytes()))
+
+
+# What the service finds out in the machines themselves: one disk of virtio with ext4. Were it to find
+# anything else, it would build the image anew there, which takes minutes under emulation;
+# test_capture_image.py looks.
+# Beside them the driver of a watchdog, for test_changing_machines.py: more than is needed will do.
+WATCHDOG_DRIVER = "i6300esb"
+DRIVERS = ("crc32c_generic", "ext4", "libcrc32c", "loop", "squashfs", "virtio_blk", "virtio_pci")
+
+BUILD_CAPTURE_IMAGE = """
+import sys
+from pathlib import Path
+from kdump_service.image.build import build_image
+from kdump_service.image.recipe import Recipe
+build_image(Path("/"), Recipe(sys.argv[1], tuple(sys.argv[3:]), watchdog_drivers=tuple(sys.argv[2].split())))
+"""
+
+
+def build_capture_image(root: Path, release: str) -> None:
+    """Build the capture image as the service in the machine would, which there takes a minute."""
+    mounts = (
+        f"mount -t proc proc {root}/proc && mount --rbind /dev {root}/dev && mount -t tmpfs tmp {root}/tmp"
+    )
+    command = ("python3", "-I", "-c", BUILD_CAPTURE_IMAGE, release, WATCHDOG_DRIVER, *DRIVERS)
+    inside = ("chroot", str(root), *command)
+    with slow_step("build the capture image"):
+        run_tool("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh", *inside)
+
+
+def make_root(tree: Tree, staged: Stage, root: Path) -> None:
+    """Make `root`: the base tree with what is staged on top."""
+    run_tool("cp", "-al", tree.root, root)
+    run_tool("cp", "-a", "--no-preserve=ownership", "--remove-destination", f"{staged.root}/.", f"{root}/")
+    _finish(root)
+    if (root / "usr/bin/dracut").exists() and (root / "usr/bin/kdump-service").exists():
+        for modules in sorted((root / "usr/lib/modules").iterdir()):
+            build_capture_image(root, modules.name)
+
+
+def make_file_system(root: Path, image: Path, *, offset: int = 0, uuid: str = "random") -> None:
+    """Put an ext4 file system with the files of `root` into `image`, `offset` bytes from its start."""
+    run_tool(
+        *("mke2fs", "-q", "-F", "-t", "ext4", "-U", uuid, "-E", f"offset={offset}"),
+        *("-d", root, image, f"{SIZE_MIB}M"),
+    )
+
+
 def project_disk(cache: Cache, tree: Tree, install: Install) -> Disk:
     """The disk of `tree` with what `install` installs; from the cache if it holds these very files."""
-    with tempfile.TemporaryDirectory(prefix="kdump-stage-", dir=cache.folder) as temporary:
-        staged = Path(temporary) / "root"
-        staged.mkdir()
-        with slow_step("install the project"):
-            install(staged)
-        _add_harness(staged)
-        key = digest(tree.key, digest_tree(staged), Path(__file__).read_bytes())
+    with stage(cache, install) as staged:
 
         def build(folder: Path) -> None:
             root = folder / "root"
-            _run("cp", "-al", tree.root, root)
-            _run("cp", "-a", "--no-preserve=ownership", "--remove-destination", f"{staged}/.", f"{root}/")
-            _finish(root)
-            _run("mke2fs", "-q", "-t", "ext4", "-d", root, folder / "disk.img", SIZE)
+            make_root(tree, staged, root)
+            make_file_system(root, folder / "disk.img")
             shutil.rmtree(root)
 
+        key = digest(tree.key, staged.key)
         entry = cache.entry("disk", key, build, doing="disk image with the project", keep=KEPT_DISKS)
     return Disk(image=entry / "disk.img", tree=tree)
 
 
 def copy_image(image: Path, copy: Path) -> None:
     """A copy that takes only the room of what is written in it."""
-    _run("cp", "--reflink=auto", "--sparse=always", image, copy)
+    run_tool("cp", "--reflink=auto", "--sparse=always", image, copy)
 
 
-def _debugfs(image: Path, *requests: str, write: bool = False) -> str:
+def _file_system(image: Path, offset: int) -> str:
+    """The root file system in the image, as e2fsprogs' programs take it."""
+    return f"{image}?offset={offset}" if offset else str(image)
+
+
+def _debugfs(file_system: str, *requests: str, write: bool = False) -> str:
     options = ["-w"] if write else []
     done = subprocess.run(
-        ["debugfs", *options, "-f", "-", str(image)],
+        ["debugfs", *options, "-f", "-", file_system],
         check=True,
         input="\n".join(requests) + "\n",
         stdout=subprocess.PIPE,
@@ -188,17 +275,32 @@ def _debugfs(image: Path, *requests: str, write: bool = False) -> str:
     return done.stdout
 
 
-def extract(image: Path, guest_path: str, host_path: Path) -> None:
+def _replay_journal(file_system: str) -> None:
+    """A machine that was killed left its last changes in the file system's journal."""
+    subprocess.run(["e2fsck", "-p", file_system], check=False, capture_output=True)
+
+
+def extract(image: Path, guest_path: str, host_path: Path, *, offset: int = 0) -> None:
     """Copy a file out of the image of a machine that is off; holes stay holes."""
-    # A machine that was killed left its last changes in the file system's journal.
-    subprocess.run(["e2fsck", "-p", str(image)], check=False, capture_output=True)
-    said = _debugfs(image, f'dump "{guest_path}" "{host_path}"')
+    file_system = _file_system(image, offset)
+    _replay_journal(file_system)
+    said = _debugfs(file_system, f'dump "{guest_path}" "{host_path}"')
     if not host_path.exists():
         raise FileNotFoundError(f"{guest_path} in {image}: {said}")
-    _run("fallocate", "--dig-holes", host_path)
+    run_tool("fallocate", "--dig-holes", host_path)
 
 
-def write_files(image: Path, files: Mapping[str, bytes]) -> None:
+def take_folder(image: Path, guest_path: str, host_folder: Path, *, offset: int = 0) -> None:
+    """Copy a folder with all that is in it out of the image of a machine that is off, into `host_folder`."""
+    file_system = _file_system(image, offset)
+    _replay_journal(file_system)
+    host_folder.mkdir(parents=True, exist_ok=True)
+    said = _debugfs(file_system, f'rdump "{guest_path}" "{host_folder}"')
+    if not (host_folder / Path(guest_path).name).exists():
+        raise FileNotFoundError(f"{guest_path} in {image}: {said}")
+
+
+def write_files(image: Path, files: Mapping[str, bytes], *, offset: int = 0) -> None:
     """Put files (guest path -> content; owner root, mode 0644) into the image of a machine that is off."""
     for name, content in files.items():
         with tempfile.NamedTemporaryFile(prefix="kdump-write-") as source:
@@ -206,7 +308,7 @@ def write_files(image: Path, files: Mapping[str, bytes]) -> None:
             source.flush()
             parents = [str(parent) for parent in reversed(Path(name).parents)][1:]
             _debugfs(
-                image,
+                _file_system(image, offset),
                 *(f'mkdir "{parent}"' for parent in parents),
                 f'rm "{name}"',
                 f'write "{source.name}" "{name}"',

@@ -13,6 +13,7 @@ from typing import Unpack
 
 import lz4.frame
 
+from .boot_disk import BootLoader, boot_loader_disk
 from .cache import Cache, slow_step
 from .debuggers import OpenDump
 from .disk import Disk, Install, install_with_make, project_disk
@@ -46,6 +47,7 @@ class Lab:
         self.cache = cache or Cache()
         self.machines: list[Machine] = []
         self._numbers = itertools.count()
+        self._boot_loader_disks: dict[BootLoader, Disk] = {}
         self._install = install or install_with_make(repo)
 
     @functools.cached_property
@@ -56,18 +58,32 @@ class Lab:
     def disk(self) -> Disk:
         return project_disk(self.cache, self.tree, self._install)
 
+    def boot_loader_disk(self, boot_loader: BootLoader) -> Disk:
+        """The project's disk with a boot loader."""
+        if boot_loader not in self._boot_loader_disks:
+            disk = boot_loader_disk(self.cache, boot_loader, self._install, self.suite)
+            self._boot_loader_disks[boot_loader] = disk
+        return self._boot_loader_disks[boot_loader]
+
     @functools.cached_property
     def vmlinux(self) -> Path:
         return vmlinux(self.cache, self.tree)
 
-    @functools.cached_property
-    def crash_module(self) -> Path:
-        return crash_module(self.cache, self.tree)
+    def disk_with(self, *packages: str) -> Disk:
+        """The project's disk with further packages of Debian."""
+        return project_disk(self.cache, base_tree(self.cache, self.suite, packages), self._install)
 
-    def machine(self, **options: Unpack[MachineOptions]) -> Machine:
-        """A machine, switched off; `with` switches it on."""
+    def machine(
+        self,
+        *,
+        boot_loader: BootLoader | None = None,
+        disk: Disk | None = None,
+        **options: Unpack[MachineOptions],
+    ) -> Machine:
+        """A machine, switched off; `with` switches it on. With a boot loader it has the firmware for it."""
+        disk = disk or (self.boot_loader_disk(boot_loader) if boot_loader else self.disk)
         work = self.work / f"machine{next(self._numbers)}"
-        machine = Machine(self.disk, work, lambda: self.crash_module, **options)
+        machine = Machine(disk, work, lambda: crash_module(self.cache, disk.tree), **options)
         self.machines.append(machine)
         return machine
 
@@ -82,8 +98,11 @@ class Lab:
             image = machine.extract(f"{dump.path}/{name}", machine.work / f"{Path(dump.path).name}.{name}")
             if ".lz4" in name:
                 image = _decompress(image)
-        module = [self.crash_module] if machine.crashed_by == "null_dereference" else []
-        return OpenDump(image, self.vmlinux, module, crash_command=crash_command(self.cache, self.suite))
+        module = (
+            [crash_module(self.cache, machine.disk.tree)] if machine.crashed_by == "null_dereference" else []
+        )
+        symbols = vmlinux(self.cache, machine.disk.tree)
+        return OpenDump(image, symbols, module, crash_command=crash_command(self.cache, self.suite))
 
     def clean_up(self, machines: Sequence[Machine] | None = None) -> None:
         """Switch these machines off, or all, and remove what they left on the host: disks, dumps."""

@@ -9,6 +9,7 @@ import base64
 import itertools
 import json
 import re
+import shutil
 import socket
 import subprocess
 import threading
@@ -20,7 +21,7 @@ from types import TracebackType
 from typing import Literal, Self, TypedDict, TypeVar, Unpack
 
 from .channel import Console, ConsoleLine, JsonLines, Message
-from .disk import AGENT_IN_CAPTURE, HOME, Disk, copy_image, extract, write_files
+from .disk import AGENT_IN_CAPTURE, HOME, WORDS, Disk, Firmware, copy_image, extract, write_files
 from .events import Boot, CommandFailed, Completed, GuestDump, MachineLost, Mode, QmpEvent, UnexpectedBoot
 from .guest_agent import PORT_NAME
 
@@ -32,8 +33,10 @@ T = TypeVar("T")
 PLANTED_COMMAND = "kdump-victim"
 """Name of the task that crashes the kernel, as ps shows it; an NMI hits whoever runs."""
 
+ENVIRONMENT_FILE = "/etc/kdump-service.conf.d/00-environment.conf"
 CHUNK = 256 << 10  # bytes of a file per message
-BOOT_SEC = 180.0  # ten times what a boot takes under emulation on two idle cores
+BOOT_SEC = 300.0  # ten times what a boot takes under emulation on two idle cores; others may be at work
+WAIT_SEC = 120.0
 GRACE_SEC = 15.0  # how much longer than the guest's own limit the host waits for an answer
 
 # Unit files and settings of the project, for what is printed when a case fails.
@@ -41,6 +44,31 @@ JOURNAL_COMMAND = (
     "systemctl status --no-pager --full --lines=0 kdump.service;"
     " journalctl --no-pager --no-hostname -o short-monotonic -n 150 -u 'kdump*' --merge"
 )
+
+
+# Debian's package ovmf. Its build with Secure Boot keeps the variables behind System Management Mode, which
+# the flash and the chipset must then honour; of sleeping, which that build does not defend, it must know
+# nothing. The .ms variables hold Microsoft's keys, with which Debian's shim is signed.
+OVMF = Path("/usr/share/OVMF")
+UEFI_FLASH: dict[Firmware, tuple[str, str]] = {
+    "uefi": ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"),
+    "secure-boot": ("OVMF_CODE_4M.ms.fd", "OVMF_VARS_4M.ms.fd"),
+}
+
+
+def firmware_arguments(firmware: Firmware, variables: Path) -> list[str]:
+    """QEMU's board for this firmware, whose variables are in the file `variables`."""
+    if firmware not in UEFI_FLASH:
+        return []  # SeaBIOS on the default board
+    code, _ = UEFI_FLASH[firmware]
+    secure = firmware == "secure-boot"
+    return [
+        *("-machine", f"q35,smm={'on' if secure else 'off'}"),
+        *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={OVMF / code}"),
+        *("-drive", f"if=pflash,unit=1,format=raw,file={variables}"),
+        *(("-global", "driver=cfi.pflash01,property=secure,value=on") if secure else ()),
+        *(("-global", "ICH9-LPC.disable_s3=1") if secure else ()),
+    ]
 
 
 def qemu_command(cpus: int, memory_mib: int, image: Path, side_fd: int, qmp_fd: int) -> list[str]:
@@ -70,11 +98,16 @@ class MachineOptions(TypedDict, total=False):
 
     memory_mib: int  # 1024
     cpus: int  # 2
+    # These three only where no boot loader is, whose files have the kernel command line.
     crashkernel: str | None  # "256M"; None: the kernel reserves nothing
     command_line: str  # words after the usual ones
     agent_in_capture: bool  # False; True: the capture boot can be talked to
+    environment: Literal["initramfs", "rootfs"]  # of the capture boot; "initramfs", but with agent_in_capture
     files: Mapping[str, bytes]  # guest path -> content, put on the disk before the first boot
     qemu_arguments: Sequence[str]
+
+
+DIRECT_OPTIONS = {"crashkernel", "command_line", "agent_in_capture"}
 
 
 class Machine:
@@ -95,6 +128,7 @@ class Machine:
         self.work = work
         self.image = work / "disk.img"
         self.console_log = work / "console.log"
+        self._variables = work / "variables.fd"
         self.memory_mib = options.get("memory_mib", 1024)
         self.cpus = options.get("cpus", 2)
         self.boots: list[Boot] = []
@@ -105,8 +139,13 @@ class Machine:
         self._qemu_arguments = list(options.get("qemu_arguments", ()))
         self._crash_module = crash_module
         self._agent_in_capture = options.get("agent_in_capture", False)
+        # The agent is a unit of production's root.
+        if options.get("environment", "rootfs" if self._agent_in_capture else "initramfs") == "rootfs":
+            self._files[ENVIRONMENT_FILE] = b"[Image]\nEnvironment=rootfs\n"
+        if disk.firmware != "direct" and (given := DIRECT_OPTIONS & options.keys()):
+            raise ValueError(f"the files of this disk's boot loader decide, not {', '.join(sorted(given))}=")
         crashkernel = options.get("crashkernel", "256M")
-        words = ["root=/dev/vda", "ro", "console=ttyS0", "mitigations=off", "net.ifnames=0"]
+        words = [f"root={disk.root}", *WORDS]
         if crashkernel is not None:
             words.append(f"crashkernel={crashkernel}")
         if self._agent_in_capture:
@@ -125,7 +164,9 @@ class Machine:
     def __enter__(self) -> Self:
         self.work.mkdir(parents=True, exist_ok=True)
         copy_image(self.disk.image, self.image)
-        write_files(self.image, self._files)
+        write_files(self.image, self._files, offset=self.disk.root_offset)
+        if self.disk.firmware in UEFI_FLASH:
+            shutil.copy(OVMF / UEFI_FLASH[self.disk.firmware][1], self._variables)
         self.start()
         return self
 
@@ -144,14 +185,13 @@ class Machine:
         self._cleanup.callback(side.close)
         self._cleanup.callback(qmp.close)
         qemu_log = self._cleanup.enter_context((self.work / "qemu.log").open("ab"))
-        tree = self.disk.tree
         with side_theirs, qmp_theirs:
             self._qemu = subprocess.Popen(
                 [
                     *qemu_command(
                         self.cpus, self.memory_mib, self.image, side_theirs.fileno(), qmp_theirs.fileno()
                     ),
-                    *("-kernel", str(tree.kernel), "-initrd", str(tree.initrd), "-append", self.command_line),
+                    *self._starter(),
                     *self._qemu_arguments,
                 ],
                 stdin=subprocess.DEVNULL,
@@ -164,6 +204,13 @@ class Machine:
         self._side = JsonLines("side channel", side, self._changed, self._on_side)
         self._qmp = JsonLines("qmp", qmp, self._changed, self._on_qmp)
         self._qmp.send({"execute": "qmp_capabilities"})
+
+    def _starter(self) -> list[str]:
+        """The arguments by which the kernel gets started: at each reset again."""
+        if self.disk.firmware != "direct":
+            return firmware_arguments(self.disk.firmware, self._variables)
+        tree = self.disk.tree
+        return ["-kernel", str(tree.kernel), "-initrd", str(tree.initrd), "-append", self.command_line]
 
     @property
     def running(self) -> bool:
@@ -181,6 +228,11 @@ class Machine:
             thread.join(timeout=5)
         self._cleanup.close()
 
+    def reboot(self, timeout_sec: float = BOOT_SEC) -> Boot:
+        """Ask the guest to reboot, and wait until production is up again."""
+        self.spawn("systemctl reboot")
+        return self.wait_for_boot(timeout_sec=timeout_sec)
+
     def poweroff(self, timeout_sec: float = 90) -> None:
         """Ask the guest to switch off, and wait until it has: its file system is clean then."""
         self._ending = True
@@ -194,7 +246,7 @@ class Machine:
         """Run a shell command in the guest; with `check` any status but 0 is `CommandFailed`."""
         return self._command("run", command, timeout_sec, check)
 
-    def wait_until(self, command: str, *, check: bool = True, timeout_sec: float = 60) -> Completed:
+    def wait_until(self, command: str, *, check: bool = True, timeout_sec: float = WAIT_SEC) -> Completed:
         """Have the guest run a shell command, 10 times a second at most, until it succeeds."""
         return self._command("until", command, timeout_sec, check)
 
@@ -309,6 +361,24 @@ class Machine:
         """Send a non-maskable interrupt to every CPU, as a management board would."""
         self._qmp.send({"execute": "inject-nmi"})
 
+    def add_memory(self, mib: int) -> None:
+        """Plug a memory module; QEMU's arguments must have slots and maxmem for it."""
+        backend = {"qom-type": "memory-backend-ram", "id": "plugged-memory", "size": mib << 20}
+        self._qmp.send({"execute": "object-add", "arguments": backend})
+        module = {"driver": "pc-dimm", "id": "plugged-module", "memdev": "plugged-memory"}
+        self._qmp.send({"execute": "device_add", "arguments": module})
+
+    def add_processor(self, socket_id: int) -> None:
+        """Plug a processor; QEMU's arguments must have maxcpus for it."""
+        processor = {
+            "driver": "qemu64-x86_64-cpu",
+            "id": "plugged-processor",
+            "socket-id": socket_id,
+            "core-id": 0,
+            "thread-id": 0,
+        }
+        self._qmp.send({"execute": "device_add", "arguments": processor})
+
     def dump_guest_memory(self, path: Path, form: str) -> None:
         """Have QEMU save the running guest's memory on the host, as `virsh dump --memory-only` does."""
         asked = time.monotonic()
@@ -324,7 +394,7 @@ class Machine:
 
     # Waiting
 
-    def wait_until_armed(self, timeout_sec: float = 60) -> None:
+    def wait_until_armed(self, timeout_sec: float = WAIT_SEC) -> None:
         """Wait until a crash kernel is loaded and its service says that it is up."""
         self.wait_until(
             "grep -qx 1 /sys/kernel/kexec_crash_loaded && systemctl is-active --quiet kdump.service",
@@ -414,7 +484,7 @@ class Machine:
         """Copy a file out of the disk; only after `poweroff` or `stop`."""
         if self.running:
             raise RuntimeError("the machine still runs")
-        extract(self.image, guest_path, host_path)
+        extract(self.image, guest_path, host_path, offset=self.disk.root_offset)
         return host_path
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Captures that cannot succeed: the machine comes back all the same, and nothing passes for a whole dump."""
 
+import functools
+
 import pytest
 
 from .conftest import MachineFactory, OpenDumpOf
@@ -10,6 +12,13 @@ CONFIG = "/etc/kdump-service.conf.d/test.conf"
 SLOW = b"[Dump]\nContents=everything\nCompressionLevel=12\n"
 FALLBACK = "/var/lib/kdump-service/crash"
 ROOT = b"/dev/vda / ext4 errors=remount-ro 0 1\n"
+
+
+@pytest.fixture
+def machine_factory(machine_factory: MachineFactory) -> MachineFactory:
+    """Machines whose capture boot mounts production's root: what the small image does is in
+    test_capture_image."""
+    return functools.partial(machine_factory, environment="rootfs")
 
 
 def test_target_has_room_for_the_kernel_only(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:

@@ -130,6 +130,8 @@ def test_refused_kernel_brings_the_previous_one_back(armed: Machine) -> None:
     [
         (None, "", "no-reservation", "crashkernel="),
         ("32M", "", "reservation-too-small", "crashkernel="),
+        # The kernel would load them, and hang.
+        ("72M", "", "reservation-too-small", "would hang in the 72.0 MiB"),
         ("256M", "sysctl.kernel.kexec_load_disabled=1", "not-privileged", "kernel.kexec_load_disabled is 1"),
     ],
 )

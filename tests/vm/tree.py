@@ -16,6 +16,7 @@ from .cache import Cache, digest
 __all__ = ["ROLLING", "SUITE", "Tree", "base_tree", "mmdebstrap"]
 
 SUITE = "bookworm"
+CLOUD_KERNEL = "linux-image-cloud-amd64"
 
 # What a machine that runs the project has: the service's own dependencies, and what `minbase` lacks to boot
 # by itself.
@@ -25,8 +26,11 @@ PACKAGES = (
     "udev",
     "dbus",
     "polkitd",
+    "libpam-systemd",
     "kmod",
     "initramfs-tools",
+    "dracut-core",
+    "squashfs-tools",
     "linux-image-cloud-amd64",
     "python3",
     "python3-dbus-next",
@@ -126,22 +130,36 @@ def mmdebstrap(suite: str, target: Path | None, arguments: Sequence[str]) -> Non
         raise RuntimeError(f"mmdebstrap of {suite} ended with status {done.returncode}:\n{last}")
 
 
-def base_tree(cache: Cache, suite: str = SUITE, extra_packages: Sequence[str] = ()) -> Tree:
-    """The tree of `suite` with `PACKAGES` and `extra_packages`: about 40 s and 400 MB the first time."""
-    packages = [*PACKAGES, *extra_packages]
+def _release(root: Path, kernel_package: str) -> str:
+    """Of the kernel that this package stands for."""
+    found = [path.name.removeprefix("vmlinuz-") for path in root.glob("boot/vmlinuz-*")]
+    return next(name for name in found if ("-cloud-" in name) == (kernel_package == CLOUD_KERNEL))
+
+
+def base_tree(
+    cache: Cache, suite: str = SUITE, extra_packages: Sequence[str] = (), kernel_package: str = CLOUD_KERNEL
+) -> Tree:
+    """The tree of `suite` with `PACKAGES` and `extra_packages`: about 40 s and 400 MB the first time.
+
+    `kernel_package` takes the cloud kernel's place, so that a tree has one kernel. If others are among the
+    extra packages, it is still the one that is booted.
+    """
+    packages = [kernel_package if name == CLOUD_KERNEL else name for name in PACKAGES]
+    packages += extra_packages
     key = digest(suite, *packages)
 
     def build(folder: Path) -> None:
         root = folder / "root"
         mmdebstrap(suite, root, ["--variant=minbase", f"--include={','.join(packages)}"])
         # Beside the tree too, so that QEMU's paths do not depend on the release.
-        shutil.copy(next(root.glob("boot/vmlinuz-*")), folder / "vmlinuz")
-        shutil.copy(next(root.glob("boot/initrd.img-*")), folder / "initrd.img")
+        release = _release(root, kernel_package)
+        shutil.copy(root / f"boot/vmlinuz-{release}", folder / "vmlinuz")
+        shutil.copy(root / f"boot/initrd.img-{release}", folder / "initrd.img")
 
     entry = cache.entry(
         "tree", key, build, doing=f"Debian {suite} root tree ({len(packages)} packages named)"
     )
-    release = next(entry.glob("root/boot/vmlinuz-*")).name.removeprefix("vmlinuz-")
+    release = _release(entry / "root", kernel_package)
     version = subprocess.run(
         [
             "dpkg-query",

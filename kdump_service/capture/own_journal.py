@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Keep the journal of a capture boot whose own file system is gone with the reboot."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from kdump_service.errors import ProgramFailed
+from kdump_service.process import run
+from kdump_service.record import JOURNAL_FILE, sync_folder
+
+__all__ = ["save_own_journal"]
+
+logger = logging.getLogger(__name__)
+
+_SYNC_SEC = 30.0
+"""journald has less of the processor than the capture, and may still be starting."""
+
+
+def save_own_journal(root: Path, folder: Path) -> None:
+    """Copy it beside the dump, for root alone to read. What fails is told, and costs nothing else."""
+    try:
+        run(["journalctl", "--sync"], timeout_sec=_SYNC_SEC)
+    except ProgramFailed as error:
+        logger.warning("the end of this journal may be missing: %s", error)
+    try:
+        journals = list((root / "run/log/journal").glob("*/system.journal"))
+        if not journals:
+            logger.warning("the journal of the capture is not kept: journald has not written any")
+        for source in journals:
+            descriptor = os.open(
+                folder / JOURNAL_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600
+            )
+            with open(descriptor, "wb") as copy:
+                copy.write(source.read_bytes())
+                copy.flush()
+                os.fsync(descriptor)
+        sync_folder(folder)
+    except OSError as error:
+        logger.warning("the journal of the capture is not kept: %s", error)

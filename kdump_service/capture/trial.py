@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Entry of the verb ``capture-trial``: a whole capture of a vmcore in a folder, without a crash.
+
+A capture image is built and proven by it: it tells which files a capture loads, so that these and no others
+go into the image; and what it saves from inside the image must be, byte for byte, what it saves outside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from kdump_service.capture.pipeline import Capture, Surroundings
+from kdump_service.config import CAPTURE_SETTINGS_FILE
+from kdump_service.kernel.files import KernelFiles
+
+__all__ = ["run_capture_trial"]
+
+FORMS = (("kdump", "zstd"), ("kdump", "zlib"), ("elf", "none"), ("elf", "lz4"))
+"""Each brings code of its own."""
+
+# What the verb `capture` loads beside this one. systemd's C extensions, the entry, and what a fault would
+# need.
+_LOADED_BY_THE_VERB = (
+    "kdump_service.__main__",
+    "kdump_service.capture.main",
+    "kdump_service.capture.plain_copy",
+    # What a rehearsal's first boot needs to load the crash kernel.
+    "ctypes",
+    "systemd.daemon",
+    "systemd.journal",
+    "subprocess",
+    "traceback",
+)
+
+
+def run_capture_trial(root: Path) -> int:
+    """Capture ``proc/vmcore`` below ``root`` in each form, into folders below ``root``.
+
+    Prints one line of JSON: ``captures``, by form: the record's state, its problems, and the SHA-256 of each
+    file but the record; ``files``: each file that the interpreter has loaded. Exit code 0 if all captures
+    are complete.
+    """
+    logging.getLogger("kdump_service").addHandler(logging.NullHandler())
+    captures = {f"{form}-{codec}": _capture(root, form, codec) for form, codec in FORMS}
+    for name in _LOADED_BY_THE_VERB:
+        __import__(name)
+    for form, captured in captures.items():
+        for problem in captured["problems"]:
+            print(f"{form}: {problem}", file=sys.stderr)
+    print(json.dumps({"captures": captures, "files": sorted(_loaded_files())}))
+    return 0 if all(each["state"] == "complete" for each in captures.values()) else 1
+
+
+def _capture(root: Path, form: str, codec: str) -> dict[str, Any]:
+    target = f"/trial-{form}-{codec}"
+    config = {"target": target, "keep_free_bytes": 0, "format": form, "compression": codec, "threads": 1}
+    settings = root / CAPTURE_SETTINGS_FILE
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps({"schema": 1, "host": "trial", "small_image": True, "config": config}))
+    record = Capture(Surroundings(KernelFiles(root), notify=lambda text: None)).run()
+    digests = {}
+    for path in sorted((root / target.lstrip("/") / record.name).iterdir()):
+        if path.name != "record.json":
+            with open(path, "rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    problems = [f"{problem.stage}: {problem.message}" for problem in record.problems]
+    return {"state": record.state, "problems": problems, "files": digests}
+
+
+def _loaded_files() -> set[str]:
+    """Modules with their compiled form, libraries, and what the interpreter itself looks for."""
+    found = set()
+    for module in list(sys.modules.values()):
+        for attribute in ("__file__", "__cached__"):
+            path = getattr(module, attribute, None)
+            if isinstance(path, str) and Path(path).is_file():
+                found.add(path)
+    standard = Path(os.__file__).parent
+    # By these the interpreter knows where it lives (Modules/getpath.py).
+    found |= {
+        str(landmark) for landmark in (standard / "os.py", standard / "lib-dynload") if landmark.exists()
+    }
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:  # inside an image that is tried there is no /proc, and nobody asks for the list
+        maps = ""
+    found |= {path for line in maps.splitlines() if (path := line[73:]).startswith("/") and ".so" in path}
+    return found

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Builds the capture image that this machine needs, and proves it: the verb ``build-image``.
+
+What a capture loads is found by running one; the same run inside the image must save the same bytes. Nothing
+that exists is touched before that: the image that is armed stays until the new one is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import py_compile
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from kdump_service import log
+from kdump_service.errors import ImageNotBuilt, KdumpError, ProgramFailed
+from kdump_service.image.dracut import DRACUT, DRACUT_MODULE, collect, dracut_is_installed
+from kdump_service.image.layout import BUILD_ANEW_FILE, BUILD_STATUS_FILE
+from kdump_service.image.pack import pack
+from kdump_service.image.recipe import Recipe
+from kdump_service.image.store import ImageStore, Manifest, Source, sha256_of
+from kdump_service.image.wanted import wanted_recipe
+from kdump_service.kernel.files import KernelFiles
+from kdump_service.kernel.free_room import check_room
+from kdump_service.process import run
+from kdump_service.quantity import format_bytes, format_seconds, format_utc
+from kdump_service.record import write_atomically
+
+__all__ = ["build_image", "run_build_image"]
+
+logger = logging.getLogger(__name__)
+
+SPECIMEN = "usr/lib/kdump-service/specimen.vmcore.zst"
+_SPECIMEN_BYTES = 64 << 20
+"""More than that is not unpacked."""
+_NEEDED_BYTES = 300 << 20
+"""A tree of 65 MB, the archive that dracut makes of it, four dumps of the specimen, the image; and some room
+for others."""
+_TRIAL_SEC = 300.0
+
+_PYTHON_LINE = re.compile(rb"(#! ?/\S*python[0-9.]*)(?: (-[BEIOPRSbdqsuv]+))?(?=\n)")
+"""With options of python(1) that take no argument: others can be put behind them."""
+
+STAGES = {"trying": 0.0, "collecting": 0.14, "proving": 0.76, "packing": 0.84}
+"""What part of a build's time has gone by when each begins; of one in an emulated Debian 12."""
+
+
+def build_image(
+    root: Path, recipe: Recipe, on_stage: Callable[[str], object] = lambda stage: None
+) -> Manifest:
+    """Build, prove and keep. Raises ImageNotBuilt, with what to do; then nothing has changed.
+
+    ``root`` is / but for tests of what comes before dracut, which works on the running system.
+    """
+    store = ImageStore(root)
+    started = time.monotonic()
+    if not dracut_is_installed(root):
+        raise ImageNotBuilt(
+            "dracut is not installed", "Install it (Debian: dracut-core), or set Environment=rootfs."
+        )
+    try:
+        store.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _alone(store.folder):
+            _clear(store.folder)
+            check_room(store.folder, _NEEDED_BYTES, ImageNotBuilt, "a build needs")
+            with tempfile.TemporaryDirectory(prefix="build-", dir=store.folder) as folder:
+                return _build(root, recipe, store, Path(folder), started, on_stage)
+    except ProgramFailed as error:
+        raise ImageNotBuilt(str(error), "See: journalctl -u 'kdump-build-image@*'") from error
+    except zstandard.ZstdError as error:
+        raise ImageNotBuilt(f"/{SPECIMEN} is damaged: {error}", "Install kdump-service anew.") from error
+    except OSError as error:
+        hint = "Make room in /var." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise ImageNotBuilt(f"{error.filename or store.folder}: {error.strerror}", hint) from error
+
+
+def _build(
+    root: Path,
+    recipe: Recipe,
+    store: ImageStore,
+    work: Path,
+    started: float,
+    on_stage: Callable[[str], object],
+) -> Manifest:
+    on_stage("trying")
+    trial = work / "trial"
+    _lay_out_specimen(root, trial)
+    outside = _run_trial([], trial)
+    on_stage("collecting")
+    tree = collect(recipe.release, recipe.all_drivers, outside["files"], work)
+    sources = _sources(root, tree)
+    _leave_out_python_sources(tree)
+    on_stage("proving")
+    _prove(tree, trial, outside["captures"])
+    shutil.rmtree(trial)
+    on_stage("packing")
+    image = work / "image"
+    packed = pack(tree, recipe.release, recipe.all_drivers, image, work)
+    with open(image, "rb+") as file:
+        os.fsync(file.fileno())
+    manifest = Manifest(
+        recipe=recipe,
+        sources=sources,
+        image_sha256=sha256_of(image),
+        image_bytes=image.stat().st_size,
+        unpacked_bytes=packed.unpacked_bytes,
+        peak_bytes=packed.peak_bytes,
+        built=format_utc(time.time()),
+        build_seconds=round(time.monotonic() - started, 1),
+        packing=packed.packing,
+    )
+    return store.keep(manifest, image)
+
+
+# One build at a time, in an empty place
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with open(folder / "lock", "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ImageNotBuilt("another build is under way", "Wait for its end.") from None
+        yield
+
+
+def _clear(folder: Path) -> None:
+    """What a build that was killed left behind."""
+    for path in folder.glob("build-*"):
+        shutil.rmtree(path)
+
+
+# Trial runs
+
+
+def _lay_out_specimen(root: Path, trial: Path) -> None:
+    (trial / "proc").mkdir(parents=True)
+    content = (root / SPECIMEN).read_bytes()
+    vmcore = zstandard.ZstdDecompressor().decompress(content, max_output_size=_SPECIMEN_BYTES)
+    with open(trial / "proc/vmcore", "wb") as file:
+        for offset in range(0, len(vmcore), 4096):
+            page = vmcore[offset : offset + 4096]
+            if page.count(0) == len(page):  # a hole: nearly all of it is zeros
+                file.seek(len(page), os.SEEK_CUR)
+            else:
+                file.write(page)
+        file.truncate(len(vmcore))
+
+
+def _run_trial(before: list[str], folder: Path) -> dict[str, Any]:
+    """The captures and files of capture.trial.run_capture_trial."""
+    said = run([*before, "/usr/bin/kdump-service", "capture-trial", str(folder)], timeout_sec=_TRIAL_SEC)
+    try:
+        result: dict[str, Any] = json.loads(said.splitlines()[-1])
+    except (ValueError, IndexError) as error:
+        raise ImageNotBuilt(
+            f"the trial of a capture printed nothing that can be read: {said[-200:]!r}"
+        ) from error
+    return result
+
+
+def _prove(tree: Path, trial: Path, expected: Mapping[str, Any]) -> None:
+    """The capture inside the image saves what the one outside saved."""
+    inside = tree / "run/trial"
+    (inside / "proc").mkdir(parents=True)
+    try:
+        (trial / "proc/vmcore").rename(inside / "proc/vmcore")
+        got = _run_trial(["chroot", str(tree)], Path("/run/trial"))["captures"]
+    except ProgramFailed as error:
+        raise ImageNotBuilt(
+            f"a capture inside the new image fails: {error}",
+            "Please report this, with your distribution's name.",
+        ) from error
+    finally:
+        shutil.rmtree(inside)
+    for form, captured in expected.items():
+        if got.get(form) != captured:
+            raise ImageNotBuilt(
+                f"a capture inside the new image ({form}) does not save what one outside saves: "
+                f"{got.get(form)} instead of {captured}",
+                "Please report this, with your distribution's name.",
+            )
+
+
+# What goes in
+
+
+def _sources(root: Path, tree: Path) -> dict[str, Source]:
+    """The files of the machine that went in: those of the same path and content; and what decided about
+    them."""
+    found = {}
+    for folder, _, names in os.walk(tree):
+        for name in names:
+            inside = Path(folder) / name
+            path = f"/{inside.relative_to(tree)}"
+            outside = root / path.lstrip("/")
+            if inside.is_symlink() or not inside.is_file() or not outside.is_file():
+                continue
+            source = _source(outside)
+            if inside.stat().st_size == source.size_bytes and sha256_of(inside) == source.sha256:
+                found[path] = source
+    for path in (DRACUT, DRACUT_MODULE, SPECIMEN):
+        found[f"/{path}"] = _source(root / path)
+    return found
+
+
+def _source(path: Path) -> Source:
+    status = path.stat()
+    return Source(status.st_size, int(status.st_mtime), sha256_of(path))
+
+
+def _leave_out_python_sources(tree: Path) -> None:
+    """Modules in their compiled form alone, where the interpreter looks for such: beside the source's place.
+    Without docstrings, too: a tenth of the image is saved, and 2 MB of the capture's memory."""
+    level = 2 if _run_without_docstrings(tree / "usr/bin/kdump-service") else 0
+    sources = list(tree.rglob("*.py"))
+    for source in sources:
+        py_compile.compile(
+            str(source), str(source.with_suffix(".pyc")), dfile=f"/{source.relative_to(tree)}", doraise=True,
+            optimize=level, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+        )  # fmt: skip
+    for source in sources:  # only now: some are links to others
+        source.unlink()
+    for cached in list(tree.rglob("__pycache__")):
+        shutil.rmtree(cached)
+
+
+def _run_without_docstrings(program: Path) -> bool:
+    """Have the program run by ``python -OO``: numpy asks for that before it adds to docstrings. False, and
+    nothing done, if it begins in a way that is not known."""
+    content = program.read_bytes()
+    begin = _PYTHON_LINE.match(content)
+    if begin is None:
+        return False
+    mode = program.stat().st_mode
+    program.unlink()  # it may be one file with the system's own
+    # The kernel hands over all that follows the interpreter as one argument (execve(2)).
+    program.write_bytes(begin[1] + b" " + (begin[2] or b"-") + b"OO" + content[begin.end() :])
+    program.chmod(mode)
+    return True
+
+
+# The verb
+
+
+def run_build_image(release: str | None) -> int:
+    """Entry of the verb ``build-image``: build what is wanted for the kernel of this release, or of the
+    running one, if it is not there; returns the exit code."""
+    log.to_journal()
+    root = Path("/")
+    try:
+        recipe = wanted_recipe(KernelFiles(root), release)
+        store = ImageStore(root)
+        anew = (root / BUILD_ANEW_FILE).exists()
+        (root / BUILD_ANEW_FILE).unlink(missing_ok=True)
+        manifest = None if anew else store.current(recipe)
+        if manifest is not None:
+            logger.info("The capture image is current: %s", manifest.path)
+        else:
+            manifest = build_image(root, recipe, lambda stage: _tell(root, stage=stage))
+            logger.info(
+                "Capture image built for Linux %s in %s: %s, %s",
+                recipe.release,
+                format_seconds(manifest.build_seconds),
+                manifest.path,
+                format_bytes(manifest.image_bytes),
+            )
+    except KdumpError as error:
+        _tell(root, error=str(error), hint=error.hint)
+        logger.error("No capture image: %s", error.explanation())
+        return error.exit_code
+    _tell(root, image=str(manifest.path))
+    return 0
+
+
+def _tell(root: Path, **document: str) -> None:
+    """For the daemon, which shows how far the build is, and what became of it."""
+    told: dict[str, str | float] = {**document}
+    if "stage" in document:
+        logger.info("Building the capture image: %s", document["stage"])
+        told["done"] = STAGES[document["stage"]]
+    try:
+        write_atomically(root / BUILD_STATUS_FILE, json.dumps(told) + "\n")
+    except OSError as error:
+        logger.warning("%s: cannot be written, ignoring: %s", BUILD_STATUS_FILE, error)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""How much memory and room a capture needs: from what earlier ones used, else from sizes of files.
+
+Each figure is an upper bound, so that who follows it is on the safe side.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdump_service.arm.images import find_initramfs
+from kdump_service.config import Config
+from kdump_service.errors import ImageMissing
+from kdump_service.image.store import IMAGES_FOLDER
+from kdump_service.kernel.crashkernel import aligned
+from kdump_service.kernel.files import KernelFiles
+from kdump_service.record import DumpRecord, DumpState
+from kdump_service.service.checks.target import TargetFacts
+from kdump_service.service.rehearsal import measured_by_rehearsals
+from kdump_service.service.shrunk import reserved_at_boot
+
+__all__ = [
+    "dump_bytes",
+    "estimate",
+    "image_reservation_bytes",
+    "images_reservation_bytes",
+    "measured_reservation_bytes",
+    "used_bytes",
+]
+
+_KIB = 1 << 10
+_MIB = 1 << 20
+
+_MARGIN = 0.25
+"""Added to what captures used: other drivers, other firmware, a busier file system."""
+_UNSEEN_BYTES = 41 * _MIB
+"""What a capture kernel takes before it counts its memory: its image, page descriptors, early tables.
+Measured with Debian's 6.1 on x86: 37 to 41 MiB of reservations from 80M to 256M. For records that do not
+tell."""
+_MOST_UNSEEN_BYTES = 128 * _MIB
+
+_KERNEL_BYTES = 65 * _MIB
+"""That, and what the kernel takes for itself until the first process starts; measured likewise: 62 to 65."""
+_CAPTURE_BYTES = 96 * _MIB
+"""Allowance for PID 1, journal, udev, and the capture with its engine."""
+_IMAGE_GROWTH = 4.5
+"""While an initramfs is unpacked, the archive and its content lie in memory: measured 4.1 to 4.4 times the
+archive's size. The content goes before the capture starts."""
+
+_SMALL_GROWTH = 2.3
+_SMALL_STAYS = 0.9
+"""The small image: the most that lies in memory while it is unpacked, and what stays, in sizes of its file;
+the manifest of each image has the numbers, here 2.2 and 0.85."""
+_SMALL_CAPTURE_BYTES = 40 * _MIB
+"""PID 1, journal and capture beside the small image: measured 37 MiB with Debian 12."""
+
+_LOG_BYTES = 2 * _MIB
+"""A dump folder without an image: log, record and journal."""
+_UNTESTED_RATIO = 0.5
+"""Compressed size of memory where no dump tells, as dbus/org.kdump.Kdump1.xml says."""
+
+# Bits of a dump level (makedumpfile(8), -d).
+_ALL_CACHE_BITS = 2 | 4
+_USER_BIT = 8
+_FREE_BIT = 16
+
+
+def estimate(
+    kernel_files: KernelFiles,
+    config: Config,
+    records: Sequence[DumpRecord],
+    target_facts: TargetFacts | None,
+    reserved_bytes: int | None = None,
+) -> dict[str, int | str]:
+    """The dictionary of the method Estimate (dbus/org.kdump.Kdump1.xml); what is not known is left out.
+
+    ``records``: of this machine's crashes. ``target_facts``: None if the target was not asked.
+    ``reserved_bytes``: as the status has it; None asks the kernel, which takes the lock of kexec for it.
+    """
+    if reserved_bytes is None:
+        try:
+            reserved_bytes = kernel_files.crash_size_bytes
+        except OSError:  # EBUSY: a kernel is being loaded at this moment
+            reserved_bytes = 0
+    result: dict[str, int | str] = {
+        "MemoryBytes": kernel_files.meminfo_kib().get("MemTotal", 0) * _KIB,
+        "ReservedBytes": reserved_bytes,
+        "Contents": config.contents,
+        "DumpBytes": dump_bytes(kernel_files, config, records, reserved_bytes),
+    }
+    measured = [*records, *measured_by_rehearsals(kernel_files.root)]
+    used = used_bytes(measured, kernel_files.release)
+    at_boot = reserved_at_boot(kernel_files, reserved_bytes)
+    recommended = measured_reservation_bytes(measured, kernel_files.release, at_boot)
+    if used and recommended:
+        result |= {"CaptureUsedBytes": used, "RecommendedBytes": recommended, "Basis": "measured"}
+    else:
+        recommended = images_reservation_bytes(kernel_files, config)
+        if recommended:
+            result |= {"RecommendedBytes": recommended, "Basis": "images"}
+    if target_facts is not None and target_facts.free_bytes is not None:
+        result["TargetFreeBytes"] = max(target_facts.free_bytes - config.keep_free_bytes, 0)
+    return result
+
+
+def used_bytes(records: Sequence[DumpRecord], release: str) -> int:
+    """The most memory that a capture boot of this kernel used, in bytes: MemTotal less the smallest
+    MemAvailable that was seen. 0 if no capture of it is on record. One that was cut off counts, too: it used
+    at least that."""
+    return max((_used(record) for record in records if record.kernel_release == release), default=0)
+
+
+def _used(record: DumpRecord) -> int:
+    if not record.memory_total_kib or not record.memory_available_low_water_kib:
+        return 0
+    return max(record.memory_total_kib - record.memory_available_low_water_kib, 0) * _KIB
+
+
+def measured_reservation_bytes(records: Sequence[DumpRecord], release: str, reserved_bytes: int) -> int:
+    """What to reserve by :func:`used_bytes`: that, what the capture kernel took before it counted its memory,
+    and a quarter more; rounded up to 16 MiB. 0 if nothing was measured.
+
+    What it took uncounted is the reservation less its MemTotal, if the reservation is still that of then.
+    """
+    used = used_bytes(records, release)
+    if not used:
+        return 0
+    total = max(record.memory_total_kib * _KIB for record in records if record.kernel_release == release)
+    unseen = reserved_bytes - total
+    if not 0 < unseen <= _MOST_UNSEEN_BYTES:
+        unseen = _UNSEEN_BYTES
+    return aligned((used + unseen) * (1 + _MARGIN))
+
+
+def images_reservation_bytes(kernel_files: KernelFiles, config: Config) -> int:
+    """What to reserve where nothing was measured: the kernel, and the larger of what unpacking its initramfs
+    takes and what the capture does; rounded up to 16 MiB. 0 if there are no images."""
+    try:
+        small = _small_image(kernel_files.root, config)
+        if small is not None:
+            return image_reservation_bytes(small.stat().st_size, small=True)
+        initramfs = find_initramfs(kernel_files.root, kernel_files.release, config)
+        return image_reservation_bytes(initramfs.stat().st_size, small=False)
+    except (ImageMissing, OSError):
+        return 0
+
+
+def image_reservation_bytes(size: int, *, small: bool) -> int:
+    """The same for an initramfs of this size in bytes; ``small``: it is one of our own."""
+    if small:
+        needed = max(_SMALL_GROWTH * size, _SMALL_STAYS * size + _SMALL_CAPTURE_BYTES)
+    else:
+        needed = max(_IMAGE_GROWTH * size, _CAPTURE_BYTES)
+    return aligned(_KERNEL_BYTES + needed)
+
+
+def _small_image(root: Path, config: Config) -> Path | None:
+    """The newest image of our own, if such a one is used."""
+    if config.image or config.environment != "initramfs":
+        return None
+    images = list((root / IMAGES_FOLDER).glob("*.img"))
+    return max(images, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def dump_bytes(
+    kernel_files: KernelFiles, config: Config, records: Sequence[DumpRecord], reserved_bytes: int = 0
+) -> int:
+    """What a dump now would occupy at most.
+
+    From all of the machine's memory is taken away, as far as the dump level leaves it out, and by the
+    figures of /proc/meminfo: MemFree (16); Buffers, Cached and SwapCached (2 or 4: pages with private data
+    are few, and count as cache); AnonPages and Hugetlb (8). So memory that /proc/meminfo has no name for
+    counts as the kernel's, and pages of zeros (1) as full. The rest is multiplied by the worst ratio of
+    stored bytes to pages of the complete dumps on record that were made with the same level, format and
+    compression; or by half.
+    """
+    level = config.level
+    if level is None:
+        return _LOG_BYTES
+    info = kernel_files.meminfo_kib()
+    kept_kib = _memory_kib(kernel_files, info, reserved_bytes)
+    if level & _FREE_BIT:
+        kept_kib -= info.get("MemFree", 0)
+    if level & _ALL_CACHE_BITS:
+        kept_kib -= info.get("Buffers", 0) + info.get("Cached", 0) + info.get("SwapCached", 0)
+    if level & _USER_BIT:
+        kept_kib -= info.get("AnonPages", 0) + info.get("Hugetlb", 0)
+    kept_kib = max(kept_kib, 0)
+    return _LOG_BYTES + int(kept_kib * _KIB * _ratio(config, records))
+
+
+def _memory_kib(kernel_files: KernelFiles, info: dict[str, int], reserved_bytes: int) -> int:
+    """Memory that a dump may hold: the larger of two figures.
+
+    MemTotal lacks the kernel's image and page descriptors. The blocks have them, but may reach into a gap;
+    they count less the reservation, and at most a tenth above MemTotal.
+    """
+    total = info.get("MemTotal", 0)
+    blocks = (kernel_files.memory_blocks * kernel_files.memory_block_bytes - reserved_bytes) // _KIB
+    return max(total, min(blocks, total * 11 // 10 + 64 * _KIB))
+
+
+def _ratio(config: Config, records: Sequence[DumpRecord]) -> float:
+    codec = config.dump_options(processors=1).codec
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    ratios = []
+    for record in records:
+        content_bytes = (record.pages - record.zero_pages) * page_bytes
+        same = (record.dump_level, record.format, record.compression) == (config.level, config.format, codec)
+        if same and record.state is DumpState.COMPLETE and content_bytes > 0:
+            ratios.append(record.stored_bytes / content_bytes)
+    if ratios:
+        return max(ratios)
+    return 1.0 if codec == "none" else _UNTESTED_RATIO

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The trial by which a capture image is built and proven, on the specimen that is shipped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from elftools.elf.elffile import ELFFile
+
+from tests.builders.specimen import LOG, specimen
+
+SHIPPED = Path(__file__).parents[2] / "packaging/specimen.vmcore.zst"
+FORMS = {"kdump-zstd", "kdump-zlib", "elf-none", "elf-lz4"}
+
+
+def _shipped() -> bytes:
+    return zstandard.ZstdDecompressor().decompress(SHIPPED.read_bytes(), max_output_size=64 << 20)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/vmcore").write_bytes(_shipped())
+    return tmp_path
+
+
+def _run(folder: Path) -> tuple[int, dict[str, Any], str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "kdump_service", "capture-trial", str(folder)],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1, done.stderr
+    return done.returncode, json.loads(lines[0]), done.stderr
+
+
+def test_shipped_specimen_is_what_the_builder_makes() -> None:
+    assert hashlib.sha256(_shipped()).hexdigest() == hashlib.sha256(specimen()).hexdigest()
+    assert SHIPPED.stat().st_size < 64 << 10
+
+
+def test_trial_of_the_specimen(folder: Path) -> None:
+    code, said, errors = _run(folder)
+    assert (code, errors, set(said["captures"])) == (0, "", FORMS)
+    for form, captured in said["captures"].items():
+        assert (captured["state"], captured["problems"]) == ("complete", [])
+        [dump] = (folder / f"trial-{form}").iterdir()
+        assert dump.name.startswith("20261123T040000Z-")
+        digests = {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in dump.iterdir()
+            if path.name != "record.json"
+        }
+        assert captured["files"] == digests
+        assert {"dmesg.txt"} < set(digests)
+        assert [line.partition("] ")[2] for line in (dump / "dmesg.txt").read_text().splitlines()] == [*LOG]
+    with open(next((folder / "trial-elf-none").iterdir()) / "vmcore", "rb") as file:
+        assert ELFFile(file).header.e_type == "ET_CORE"
+
+
+def test_the_same_again_saves_the_same(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An image is proven by that."""
+    other = tmp_path_factory.mktemp("other")
+    (other / "proc").mkdir()
+    (other / "proc/vmcore").write_bytes(_shipped())
+    assert _run(folder)[1]["captures"] == _run(other)[1]["captures"]
+
+
+def test_files_are_all_that_a_capture_loads(folder: Path) -> None:
+    files = set(_run(folder)[1]["files"])
+    assert all(Path(path).is_file() or path.endswith("lib-dynload") for path in files)
+    names = {Path(path).name for path in files}
+    assert {"os.py", "pipeline.py", "plain_copy.py", "main.py", "kdump_writer.py", "workers.py"} <= names
+    assert any(name.startswith(("libzstd", "backend_c", "_zstd")) for name in names)
+    assert any("numpy" in path and ".so" in path for path in files)
+    assert not any("asyncio" in path or "dbus_next" in path for path in files)
+    # An interpreter that may load these alone can do the whole thing.
+    modules = {Path(path) for path in files if path.endswith(".py")}
+    package = {path for path in modules if "kdump_service" in path.parts}
+    assert len(package) > 40
+
+
+def test_vmcore_with_another_page_saves_something_else(folder: Path) -> None:
+    before = _run(folder)[1]["captures"]
+    content = bytearray(_shipped())
+    at = content.index((0x1101).to_bytes(8, "little") * 512)  # a page that is kept
+    content[at + 100] ^= 1
+    other = folder / "other"
+    (other / "proc").mkdir(parents=True)
+    (other / "proc/vmcore").write_bytes(content)
+    code, said, _ = _run(other)
+    assert code == 0
+    for form in FORMS:
+        assert said["captures"][form] != before[form]
+
+
+@pytest.mark.parametrize("length", [0, 100, 5000])
+def test_truncated_vmcore_fails_and_says_why(folder: Path, length: int) -> None:
+    (folder / "proc/vmcore").write_bytes(_shipped()[:length])
+    code, said, errors = _run(folder)
+    assert code == 1
+    assert "complete" not in {captured["state"] for captured in said["captures"].values()}
+    assert errors.count("\n") >= len(FORMS)
+    assert "kdump-zstd: " in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["capture-trial"], "capture-trial needs a FOLDER"),
+        (["capture", "/tmp"], "capture takes no argument"),
+        (["daemon", "/tmp"], "daemon takes no argument"),
+    ],
+)
+def test_arguments_of_other_verbs(arguments: list[str], words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kdump_service", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert words in done.stderr

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from kdump_service.config import Config
+from kdump_service.kernel.files import KernelFiles
+from kdump_service.record import DumpFile, DumpRecord, DumpState
+from kdump_service.service.checks.target import TargetFacts
+from kdump_service.service.estimate import (
+    dump_bytes,
+    estimate,
+    images_reservation_bytes,
+    measured_reservation_bytes,
+    used_bytes,
+)
+from tests.builders.machine_root import RELEASE, MachineRoot
+
+MIB = 1 << 20
+
+# Of the size that an idle machine with 1 GiB and crashkernel=256M shows.
+IDLE_1_GIB = """\
+MemTotal:         730876 kB
+MemFree:          512312 kB
+MemAvailable:     591248 kB
+Buffers:            7132 kB
+Cached:           116564 kB
+SwapCached:            0 kB
+AnonPages:         26472 kB
+Mapped:            38804 kB
+Shmem:               844 kB
+Slab:              33128 kB
+Hugetlb:               0 kB
+HugePages_Total:       0
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> MachineRoot:
+    machine = MachineRoot(tmp_path)
+    machine.write("proc/meminfo", IDLE_1_GIB)
+    return machine
+
+
+@pytest.fixture
+def files(machine: MachineRoot) -> KernelFiles:
+    return KernelFiles(machine.path)
+
+
+def _record(**values: object) -> DumpRecord:
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    described: dict[str, object] = {
+        "state": DumpState.COMPLETE,
+        "kernel_release": RELEASE,
+        "memory_total_kib": 220680,
+        "memory_available_low_water_kib": 120680,
+        "format": "kdump",
+        "compression": "zstd",
+        "dump_level": 31,
+        "pages": 1000 + 200,
+        "zero_pages": 200,
+        "files": [DumpFile("vmcore", 1000 * page_bytes, 250 * page_bytes)],
+        **values,
+    }
+    return DumpRecord("crash", **described)  # type: ignore[arg-type]
+
+
+def test_all_keys_of_the_interface(files: KernelFiles) -> None:
+    facts = TargetFacts("/var/crash", free_bytes=1000 * MIB)
+    result = estimate(files, Config(), [_record()], facts)
+    assert result == {
+        "MemoryBytes": 730876 << 10,
+        "ReservedBytes": 256 * MIB,
+        "CaptureUsedBytes": 100000 << 10,
+        "RecommendedBytes": 176 * MIB,  # 97.7 used, 40.5 uncounted, a quarter more, rounded up
+        "Basis": "measured",
+        "Contents": "kernel",
+        "DumpBytes": result["DumpBytes"],
+        "TargetFreeBytes": 872 * MIB,
+    }
+    interface = (Path(__file__).parents[2] / "dbus/org.kdump.Kdump1.xml").read_text()
+    for key in result:
+        assert f" {key} " in interface
+
+
+def test_dump_of_an_idle_machine_is_bounded(files: KernelFiles) -> None:
+    """Measured: 24 MiB stored of what the kernel itself uses."""
+    size = dump_bytes(files, Config(), [], 256 * MIB)
+    assert 24 * MIB <= size <= 80 * MIB
+    assert dump_bytes(files, Config(), [_record()], 256 * MIB) < size
+
+
+def test_more_contents_take_more(files: KernelFiles) -> None:
+    sizes = [
+        dump_bytes(files, Config(contents=word), [], 256 * MIB)
+        for word in ("log", "kernel", "user", "everything")
+    ]
+    assert sizes == sorted(set(sizes))
+    assert sizes[0] == 2 * MIB
+    assert sizes[3] <= 2 * MIB + 768 * MIB // 2
+    # Anonymous memory, halved; nothing else is between the two.
+    assert sizes[2] - sizes[1] == pytest.approx((26472 << 10) / 2, abs=4)
+
+
+def test_levels_count_bit_by_bit(files: KernelFiles) -> None:
+    whole = dump_bytes(files, Config(dump_level=0), [])
+    for level, kib in (
+        (16, 512312),
+        (8, 26472),
+        (4, 7132 + 116564),
+        (2, 7132 + 116564),
+        (6, 7132 + 116564),
+        (1, 0),
+    ):
+        assert whole - dump_bytes(files, Config(dump_level=level), []) == pytest.approx(kib << 9, abs=4)
+
+
+def test_ratio_is_the_worst_of_those_that_compare(files: KernelFiles) -> None:
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    bad = _record(files=[DumpFile("vmcore", 0, 400 * page_bytes)])
+    others = [
+        _record(files=[DumpFile("vmcore", 0, 900 * page_bytes)], compression="zlib"),
+        _record(files=[DumpFile("vmcore", 0, 900 * page_bytes)], dump_level=1),
+        _record(files=[DumpFile("vmcore", 0, 900 * page_bytes)], state=DumpState.INCOMPLETE),
+        _record(files=[], pages=0, zero_pages=0),
+    ]
+    assert dump_bytes(files, Config(), [_record(), bad, *others]) == dump_bytes(files, Config(), [bad])
+    uncompressed = dump_bytes(files, Config(compression="none"), [])
+    assert uncompressed == pytest.approx(2 * (dump_bytes(files, Config(), []) - 2 * MIB) + 2 * MIB, abs=4)
+
+
+def test_nothing_measured_means_by_the_images(machine: MachineRoot, files: KernelFiles) -> None:
+    os.truncate(machine.path / f"boot/initrd.img-{RELEASE}", 40 * MIB)
+    other = _record(kernel_release="5.10.0-another")
+    untold = _record(memory_available_low_water_kib=0)
+    result = estimate(files, Config(), [other, untold], None)
+    assert (result["Basis"], result["RecommendedBytes"]) == ("images", 256 * MIB)
+    assert {"CaptureUsedBytes", "TargetFreeBytes"}.isdisjoint(result)
+
+
+def test_without_images_nothing_is_recommended(machine: MachineRoot, files: KernelFiles) -> None:
+    (machine.path / f"boot/initrd.img-{RELEASE}").unlink()
+    assert images_reservation_bytes(files, Config()) == 0
+    assert {"Basis", "RecommendedBytes"}.isdisjoint(estimate(files, Config(), [], None))
+
+
+def test_most_memory_of_all_captures_counts(files: KernelFiles) -> None:
+    cut_off = _record(state=DumpState.CAPTURING, memory_available_low_water_kib=680)
+    assert used_bytes([_record(), cut_off], RELEASE) == 220000 << 10
+    assert used_bytes([], RELEASE) == 0
+    # The reservation was another one then: what was not counted is not known.
+    assert measured_reservation_bytes([_record()], RELEASE, 1024 * MIB) == 176 * MIB
+    assert measured_reservation_bytes([_record(memory_total_kib=900000)], RELEASE, 256 * MIB) > 256 * MIB
+
+
+def test_target_with_less_than_it_is_to_keep(files: KernelFiles) -> None:
+    facts = TargetFacts("/var/crash", free_bytes=1 * MIB)
+    assert estimate(files, Config(), [], facts)["TargetFreeBytes"] == 0
+    assert "TargetFreeBytes" not in estimate(files, Config(), [], TargetFacts("/x", silent=True))
+
+
+def test_kernel_that_loads_at_this_moment(files: KernelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(_: KernelFiles) -> int:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(KernelFiles, "crash_size_bytes", property(busy))
+    assert estimate(files, Config(), [], None)["ReservedBytes"] == 0
+    assert estimate(files, Config(), [], None, 256 * MIB)["ReservedBytes"] == 256 * MIB
+
+
+def test_this_machine_has_an_estimate() -> None:
+    result = estimate(KernelFiles(), Config(), [], None)
+    memory = result["MemoryBytes"]
+    assert isinstance(memory, int)
+    assert 0 < int(result["DumpBytes"]) < memory

@@ -1,0 +1,453 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Building the capture image: what comes before dracut, and what is made of its folder. Real builds are in
+tests/vm: this machine may have no kernel's modules."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from kdump_service.config import Config
+from kdump_service.errors import ImageNotBuilt, KdumpError, NotSupported, ProgramFailed
+from kdump_service.image import build, pack
+from kdump_service.image.build import build_image
+from kdump_service.image.recipe import Recipe, find_storages, recipe_of
+from kdump_service.image.wanted import wanted_recipe
+from kdump_service.kernel.files import KernelFiles
+from kdump_service.service.image_builder import build_by_unit
+from tests.builders.machine_disks import SMALL_IMAGE_DRIVERS, put_image, small_image_machine
+from tests.builders.machine_root import RELEASE, MachineRoot
+
+RECIPE = Recipe(RELEASE, SMALL_IMAGE_DRIVERS)
+FOLDER = "var/lib/kdump-service/images"
+SPECIMEN = Path(__file__).parents[2] / "packaging/specimen.vmcore.zst"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> MachineRoot:
+    made = small_image_machine(tmp_path, built=False)
+    made.write("usr/lib/kdump-service/specimen.vmcore.zst", SPECIMEN.read_bytes())
+    return made
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Programs are noted, and fail: what would run is the system's own kdump-service."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], *, timeout_sec: float) -> str:
+        commands.append(command)
+        raise ProgramFailed("kdump-service capture-trial: made to fail")
+
+    monkeypatch.setattr(build, "run", run)
+    return commands
+
+
+def _names(machine: MachineRoot) -> set[str]:
+    folder = machine.path / FOLDER
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def _refused(machine: MachineRoot) -> ImageNotBuilt:
+    stages: list[str] = []
+    before = _names(machine)
+    with pytest.raises(ImageNotBuilt) as caught:
+        build_image(machine.path, RECIPE, stages.append)
+    left = {name for name in before if not name.startswith("build-")}
+    assert _names(machine) - {"lock"} == left - {"lock"}  # nothing has changed
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "missing", ["usr/bin/dracut", "usr/lib/dracut/modules.d/99kdump-service/module-setup.sh"]
+)
+def test_no_dracut(machine: MachineRoot, missing: str) -> None:
+    (machine.path / missing).unlink()
+    error = _refused(machine)
+    assert "dracut is not installed" in str(error)
+    assert "dracut-core" in error.hint and "Environment=rootfs" in error.hint
+    assert _names(machine) == set()
+
+
+def test_no_room(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.statvfs(machine.path)
+    blocks = (250 << 20) // real.f_frsize
+    small = os.statvfs_result((*real[:3], blocks, blocks, *real[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda path: small)
+    error = _refused(machine)
+    assert "250 MiB are free, and a build needs 300 MiB" in str(error)
+    assert error.hint == "Make room in /var."
+
+
+def test_room_is_looked_at_when_what_was_left_over_is_gone(
+    machine: MachineRoot, monkeypatch: pytest.MonkeyPatch, trials: list[list[str]]
+) -> None:
+    left = machine.write(f"{FOLDER}/build-abc/tree/usr/bin/x", "of a build that was killed")
+    real = os.statvfs(machine.path)
+
+    def statvfs(path: Path) -> os.statvfs_result:
+        blocks = 0 if left.exists() else (400 << 20) // real.f_frsize
+        return os.statvfs_result((*real[:3], blocks, blocks, *real[5:]))
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    assert "made to fail" in str(_refused(machine))
+    assert _names(machine) == {"lock"}
+
+
+def test_one_build_at_a_time(machine: MachineRoot, trials: list[list[str]]) -> None:
+    other = machine.write(f"{FOLDER}/build-of-the-other/file", "in use")
+    # Locks of flock(2) are of an opening, so this is as good as another process.
+    with open(machine.path / FOLDER / "lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ImageNotBuilt, match="another build is under way"):
+            build_image(machine.path, RECIPE)
+        assert other.exists()
+        assert trials == []
+    _refused(machine)
+    assert not other.exists()
+    assert len(trials) == 1
+
+
+def test_images_that_exist_survive_a_build_that_fails(machine: MachineRoot, trials: list[list[str]]) -> None:
+    image = put_image(machine)
+    _refused(machine)
+    assert image.read_bytes() == b"small image "
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "specimen.vmcore.zst is damaged"),
+        (lambda path: path.write_bytes(b"no zstd"), "specimen.vmcore.zst is damaged"),
+        (lambda path: path.write_bytes(_flipped(path.read_bytes())), "specimen.vmcore.zst is damaged"),
+        (Path.unlink, "specimen.vmcore.zst: No such file"),
+    ],
+    ids=["truncated", "other", "flipped", "missing"],
+)
+def test_damaged_specimen(
+    machine: MachineRoot, trials: list[list[str]], damage: Callable[[Path], object], words: str
+) -> None:
+    damage(machine.path / "usr/lib/kdump-service/specimen.vmcore.zst")
+    assert words in str(_refused(machine))
+    assert trials == []
+
+
+def _flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 0x10]) + content[middle + 1 :]
+
+
+def test_specimen_is_laid_out_with_holes(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = zstandard.ZstdDecompressor().decompress(SPECIMEN.read_bytes(), max_output_size=64 << 20)
+    seen: list[tuple[bool, bool]] = []
+
+    def run(command: list[str], *, timeout_sec: float) -> str:
+        assert command[:2] == ["/usr/bin/kdump-service", "capture-trial"]
+        vmcore = Path(command[2]) / "proc/vmcore"
+        seen.append((vmcore.read_bytes() == expected, vmcore.stat().st_blocks * 512 < len(expected) // 8))
+        return "no JSON"
+
+    monkeypatch.setattr(build, "run", run)
+    assert "printed nothing that can be read: 'no JSON'" in str(_refused(machine))
+    assert seen == [(True, True)]
+
+
+def test_folder_that_cannot_be_made(machine: MachineRoot) -> None:
+    machine.write("var/lib/kdump-service/images", "a file in the way")
+    with pytest.raises(ImageNotBuilt, match="File exists"):
+        build_image(machine.path, RECIPE)
+
+
+# What is made of dracut's folder
+
+
+def test_sources_are_files_of_the_machine_that_went_in_as_they_are(tmp_path: Path) -> None:
+    machine = small_image_machine(tmp_path / "machine", built=False)
+    machine.write("usr/lib/kdump-service/specimen.vmcore.zst", "specimen")
+    machine.write("usr/bin/changed-by-dracut", "as installed")
+    machine.write("usr/bin/not-in-the-image", "")
+    tree = MachineRoot(tmp_path / "tree").path
+    shutil.rmtree(tree)
+    for name, text in {
+        "usr/bin/kdump-service": "#!/usr/bin/python3 -I\n",
+        "usr/bin/changed-by-dracut": "as changed..",
+        "etc/made-by-dracut": "",
+    }.items():
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tree / "usr/bin/link").symlink_to("kdump-service")
+    sources = build._sources(machine.path, tree)
+    assert set(sources) == {
+        "/usr/bin/kdump-service", "/usr/bin/dracut", "/usr/lib/kdump-service/specimen.vmcore.zst",
+        "/usr/lib/dracut/modules.d/99kdump-service/module-setup.sh",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "docstring"), [
+    ("#!/usr/bin/python3 -I", "None"), ("#!/usr/bin/python3.11", "None"), ("#! /usr/bin/python3 -sP", "None"),
+    ("#!/usr/bin/env -S python3 -I", "says what it does"),
+    ("#!/usr/bin/python3 -Wdefault", "says what it does"),
+])  # fmt: skip
+def test_python_modules_run_without_their_sources(tmp_path: Path, line: str, docstring: str) -> None:
+    """And without docstrings, where the interpreter can be told that there are none."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "noun.py").write_text(
+        "def verb():\n    'says what it does'\n    print(verb.__doc__)\n    raise ValueError('done')\n"
+    )
+    (package / "link.py").symlink_to("noun.py")
+    program = tmp_path / "usr/bin/kdump-service"
+    program.parent.mkdir(parents=True)
+    text = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport package.link\npackage.link.verb()\n"
+    program.write_text(f"{line}\n{text}")
+    program.chmod(0o755)
+    installed = tmp_path / "installed"
+    installed.hardlink_to(program)
+    subprocess.run([sys.executable, "-m", "compileall", "-q", str(package)], check=True)
+    build._leave_out_python_sources(tmp_path)
+    assert not list(tmp_path.rglob("*.py"))
+    assert not list(tmp_path.rglob("__pycache__"))
+    assert installed.read_text() == f"{line}\n{text}"
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert "ValueError: done" in done.stderr
+    assert done.stdout == f"{docstring}\n"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """As dracut leaves it, with the programs of this machine."""
+    made = tmp_path / "tree"
+    for name in ("usr/bin", "usr/lib/systemd", "usr/sbin", "usr/lib64", "etc/conf.d", "kdump/target", "proc"):
+        (made / name).mkdir(parents=True)
+    for name in ("bin", "lib", "sbin", "lib64"):
+        (made / name).symlink_to(f"usr/{name}")
+    for path in pack._early_programs():
+        _bring(made, Path(path))
+    (made / "init").symlink_to("/usr/lib/systemd/systemd")
+    (made / "usr/lib/systemd/systemd").write_text("#!/bin/sh\n")
+    (made / "etc/conf.d/settings").write_text("a=b\n")
+    (made / "usr/lib/large").write_bytes(b"compress me " * 100_000)
+    return made
+
+
+def _bring(tree: Path, path: Path) -> None:
+    """A file, and what links lead to, in places where dracut puts them."""
+    place = tree / path.parent.resolve().relative_to("/") / path.name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():
+        if not os.path.lexists(place):
+            place.symlink_to(path.readlink())
+        _bring(tree, path.parent / path.readlink())
+    else:
+        shutil.copy(path, place)
+
+
+def _cpio(data: bytes, folder: Path) -> Path:
+    folder.mkdir()
+    command = ["cpio", "--extract", "--quiet", "--make-directories"]
+    subprocess.run(command, input=data, cwd=folder, check=True)
+    return folder
+
+
+def test_squashfs_holds_usr_and_the_archive_the_rest(tree: Path, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    packed = pack.pack(tree, RELEASE, ["ext4"], image, tmp_path)
+    assert packed.packing == "squashfs"
+    data = image.read_bytes()
+    assert len(data) % 512 == 0
+    outer = _cpio(data, tmp_path / "outer")
+    assert (outer / "etc/conf.d/settings").read_text() == "a=b\n"
+    assert not os.path.lexists(outer / "init")
+    assert list((outer / "usr").iterdir()) == []
+    squashfs = outer / "kdump/usr.squashfs"
+    subprocess.run(
+        ["unsquashfs", "-quiet", "-no-progress", "-dest", str(tmp_path / "usr"), str(squashfs)],
+        check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    done = subprocess.run(
+        ["diff", "-r", "--no-dereference", str(tree / "usr"), str(tmp_path / "usr")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "")
+    assert squashfs.stat().st_size < packed.unpacked_bytes < (tree / "usr/lib/large").stat().st_size * 20
+    assert packed.peak_bytes > packed.unpacked_bytes + len(data)
+
+
+def _early(image: Path, folder: Path) -> Path:
+    """What is unpacked from the second archive, which is compressed."""
+    data = image.read_bytes()
+    done = subprocess.run(
+        ["gzip", "-dc"], input=data[_end_of_archive(data) :], capture_output=True, check=False
+    )
+    assert done.returncode in (0, 2)  # 2: zeros behind the end
+    return _cpio(done.stdout, folder)
+
+
+def _end_of_archive(data: bytes) -> int:
+    end = data.index(b"TRAILER!!!\0")
+    return (end + 511) // 512 * 512
+
+
+def test_early_archive_can_mount_squashfs(tree: Path, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    pack.pack(tree, RELEASE, ["ext4"], image, tmp_path)
+    early = _early(image, tmp_path / "early-out")
+    init = early / "init"
+    assert stat.S_IMODE(init.stat().st_mode) == 0o755
+    subprocess.run(["sh", "-n", str(init)], check=True)
+    assert "exec /usr/lib/systemd/systemd\n" in init.read_text()
+    for name in ("usr/bin/sh", "usr/bin/mount", "usr/bin/umount"):
+        assert (early / name).resolve().exists(), name
+    # With the links of the outer archive the shell runs from what is there, and nothing else.
+    for name in ("bin", "lib", "lib64", "sbin"):
+        (early / name).symlink_to(f"usr/{name}")
+    if os.geteuid() == 0:
+        done = subprocess.run(
+            ["chroot", str(early), "/usr/bin/sh", "-c", "mount --version && modprobe --version"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+
+def test_program_that_dracut_left_out_is_told(tree: Path, tmp_path: Path) -> None:
+    (tree / "usr/bin/mount").unlink()
+    with pytest.raises(ImageNotBuilt, match="bin/mount did not get into the image"):
+        pack.pack(tree, RELEASE, [], tmp_path / "image", tmp_path)
+
+
+@pytest.mark.parametrize("how", ["no-mksquashfs", "split-usr"])
+def test_without_squashfs_it_is_one_archive(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    if how == "split-usr":
+        (tree / "sbin").unlink()
+        (tree / "sbin").mkdir()
+    else:
+        real = shutil.which
+        monkeypatch.setattr(
+            shutil, "which", lambda name, **more: None if name == "mksquashfs" else real(name, **more)
+        )
+    image = tmp_path / "image"
+    packed = pack.pack(tree, RELEASE, [], image, tmp_path)
+    assert packed.packing == "cpio"
+    data = subprocess.run(["gzip", "-dc", str(image)], capture_output=True, check=True).stdout
+    out = _cpio(data, tmp_path / "out")
+    done = subprocess.run(["diff", "-r", "--no-dereference", str(tree), str(out)], check=False)
+    assert done.returncode == 0
+
+
+def test_the_same_folder_is_the_same_image(tree: Path, tmp_path: Path) -> None:
+    images = []
+    for number in range(2):
+        work = tmp_path / f"work{number}"
+        work.mkdir()
+        pack.pack(tree, RELEASE, ["ext4"], work / "image", work)
+        images.append((work / "image").read_bytes())
+        os.utime(tree / "usr/lib/large", (number, number))
+    assert images[0] == images[1]
+
+
+# What is wanted, and who asks for it
+
+
+def test_what_is_built_is_what_arming_wants(machine: MachineRoot) -> None:
+    machine.set_environment("initramfs")
+    machine.write("etc/kdump-service.conf", "[Image]\nExtraDrivers=xfs\n")
+    files = KernelFiles(machine.path)
+    config = Config(extra_drivers="xfs")
+    assert wanted_recipe(files) == recipe_of(files, config, RELEASE, find_storages(files, config))
+    machine.set_mounts("1 0 0:40 / / rw - nfs4 server:/root rw")
+    with pytest.raises(NotSupported):
+        wanted_recipe(files)
+
+
+@pytest.mark.parametrize("release", ["", "..", "../../etc", "a/b", "-x", "6.1 0"])
+def test_release_that_is_none(machine: MachineRoot, release: str) -> None:
+    if release:
+        with pytest.raises(NotSupported, match="no release of a kernel"):
+            wanted_recipe(KernelFiles(machine.path), release)
+    machine.write("proc/sys/kernel/osrelease", "6.12.0-without-modules\n")
+    with pytest.raises(NotSupported, match=r"there is no folder /usr/lib/modules/6\.12\.0-without-modules"):
+        wanted_recipe(KernelFiles(machine.path))
+
+
+def test_another_installed_kernel(machine: MachineRoot) -> None:
+    machine.write("usr/lib/modules/6.12.0+deb13~rc1_x-amd64/modules.dep", "")
+    release = "6.12.0+deb13~rc1_x-amd64"
+    assert wanted_recipe(KernelFiles(machine.path), release).release == release
+
+
+def _escaped(release: str) -> str:
+    done = subprocess.run(["systemd-escape", release], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "release", ["6.1.0-99-amd64", "6.12.0+deb13~rc1_x-amd64", "5.14.0-503.el9.x86_64+rt"]
+)
+def test_name_of_the_unit_is_escaped_as_systemd_does(
+    machine: MachineRoot, monkeypatch: pytest.MonkeyPatch, release: str
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], *, timeout_sec: float) -> str:
+        commands.append(command)
+        return ""
+
+    monkeypatch.setattr("kdump_service.service.image_builder.run", run)
+    build_by_unit(release, machine.path)
+    assert commands == [["systemctl", "start", f"kdump-build-image@{_escaped(release)}.service"]]
+
+
+@pytest.fixture
+def unit(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
+    """Stands for the unit: what it leaves, if it fails."""
+
+    def make(left: object) -> None:
+        def run(command: list[str], *, timeout_sec: float) -> str:
+            assert command == ["systemctl", "start", f"kdump-build-image@{_escaped(RELEASE)}.service"]
+            assert not (machine.path / "run/kdump-service/build.json").exists()  # not the last one's
+            if left is None:
+                return ""
+            if left:
+                text = left if isinstance(left, str) else json.dumps(left)
+                machine.write("run/kdump-service/build.json", text)
+            raise ProgramFailed("systemctl start kdump-build-image.service: exit status 1")
+
+        monkeypatch.setattr("kdump_service.service.image_builder.run", run)
+
+    return make
+
+
+def test_unit_that_ends_well(machine: MachineRoot, unit: Callable[[object], None]) -> None:
+    machine.write("run/kdump-service/build.json", '{"error": "of the last one", "hint": ""}')
+    unit(None)
+    build_by_unit(RELEASE, machine.path)
+
+
+def test_unit_that_fails_says_why(machine: MachineRoot, unit: Callable[[object], None]) -> None:
+    unit({"error": "no room", "hint": "Make room in /var."})
+    with pytest.raises(ImageNotBuilt) as caught:
+        build_by_unit(RELEASE, machine.path)
+    assert (str(caught.value), caught.value.hint) == ("no room", "Make room in /var.")
+    assert isinstance(caught.value, KdumpError) and caught.value.exit_code == 33
+
+
+@pytest.mark.parametrize("left", ["", "{", {"stage": "packing"}, {"error": 7, "hint": ""}, [1]])
+def test_unit_that_was_killed(machine: MachineRoot, unit: Callable[[object], None], left: object) -> None:
+    unit(left)
+    with pytest.raises(ImageNotBuilt, match="exit status 1") as caught:
+        build_by_unit(RELEASE, machine.path)
+    assert caught.value.hint == "See: journalctl -u 'kdump-build-image@*'"

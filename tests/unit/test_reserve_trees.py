@@ -1,0 +1,494 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""crashkernel= in the boot loaders of whole systems: planned, made, made again, and taken back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdump_service.errors import ConfigError, KdumpError, ProgramFailed
+from kdump_service.kernel.boot_loader import BootLoaderFiles
+from kdump_service.kernel.crashkernel import requested
+from kdump_service.reserve.apply import apply_plan
+from kdump_service.reserve.files import put_text
+from kdump_service.reserve.plan import Plan
+from kdump_service.reserve.planner import make_plan
+from kdump_service.reserve.way_back import WAY_BACK_FILE, plan_way_back
+from tests.builders.boot_trees import (
+    MACHINE_ID,
+    OTHER_ID,
+    RELEASE,
+    ROOT,
+    BootTree,
+    debian_grub,
+    fedora,
+    raspberry_pi,
+    suse_grub,
+    systemd_boot,
+    u_boot_menu,
+    unified_image,
+)
+
+OURS = ("crashkernel=256M",)
+TWO = ("crashkernel=512M,cma", "crashkernel=1G-4G:192M,4G-:256M")
+ENTRY = f"boot/loader/entries/{MACHINE_ID}-6.11.0-1.fc41.x86_64.conf"
+
+SYSTEMS: dict[str, tuple[Callable[[BootTree], BootTree], str]] = {
+    "debian-grub": (debian_grub, "grub"),
+    "suse-grub": (suse_grub, "grub"),
+    "fedora-grubby": (fedora, "grub-entries"),
+    "fedora-no-grubby": (lambda tree: fedora(tree, grubby=False), "grub-entries"),
+    "rhel8-kernelopts": (lambda tree: fedora(tree, kernelopts=True), "grub-entries"),
+    "systemd-boot": (systemd_boot, "entries"),
+    "unified-image": (unified_image, "unified-images"),
+    "unified-image-add-all": (lambda tree: unified_image(tree, add_all=True), "unified-images"),
+    "u-boot-menu": (u_boot_menu, "u-boot-menu"),
+    "raspberry-pi": (raspberry_pi, "raspberry-pi"),
+}
+
+
+@pytest.fixture(params=list(SYSTEMS))
+def system(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[BootTree, str]:
+    make, kind = SYSTEMS[request.param]
+    return make(BootTree(tmp_path)), kind
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> BootTree:
+    return BootTree(tmp_path)
+
+
+def _reserve(tree: BootTree, words: tuple[str, ...] = OURS) -> Plan:
+    plan = make_plan(tree.path, words)
+    assert apply_plan(tree.path, plan, tree.run) == []
+    return plan
+
+
+def _revert(tree: BootTree) -> Plan:
+    plan = plan_way_back(tree.path)
+    apply_plan(tree.path, plan, tree.run)
+    return plan
+
+
+def _next_boot(tree: BootTree) -> list[str]:
+    """Command lines of this system among which the boot loader chooses."""
+    lines = BootLoaderFiles(tree.path, []).next_boot()
+    images = [path.read_text() for path in tree.path.glob("efi/EFI/Linux/*.efi")]
+    ours = [line.text for line in lines if OTHER_ID not in line.file and "single" not in line.text]
+    return [*ours, *images]
+
+
+# Each system
+
+
+@pytest.mark.parametrize("words", [OURS, TWO])
+def test_every_later_boot_has_the_words(system: tuple[BootTree, str], words: tuple[str, ...]) -> None:
+    tree, kind = system
+    plan = _reserve(tree, words)
+    assert plan.boot_loader == kind
+    lines = _next_boot(tree)
+    assert lines
+    for line in lines:
+        assert requested(line) == list(words), line
+
+
+def test_all_else_stays(system: tuple[BootTree, str]) -> None:
+    tree, _ = system
+    before = [_others(line) for line in _next_boot(tree) if not line.startswith("MZ")]
+    _reserve(tree)
+    assert [_others(line) for line in _next_boot(tree) if not line.startswith("MZ")] == before
+
+
+def _others(line: str) -> list[str]:
+    return [word for word in line.split() if not word.startswith("crashkernel=")]
+
+
+def test_looking_changes_nothing(system: tuple[BootTree, str]) -> None:
+    tree, _ = system
+    before = tree.all_files()
+    assert make_plan(tree.path, OURS).diff()
+    assert (tree.all_files(), tree.ran) == (before, [])
+
+
+def test_twice_is_as_once(system: tuple[BootTree, str]) -> None:
+    tree, _ = system
+    _reserve(tree)
+    after, tree.ran = tree.all_files(), []
+    plan = make_plan(tree.path, OURS)
+    assert (plan.changes, plan.commands, plan.diff()) == ((), (), "")
+    assert apply_plan(tree.path, plan, tree.run) == []
+    assert (tree.all_files(), tree.ran) == (after, [])
+
+
+def test_there_and_back(system: tuple[BootTree, str]) -> None:
+    tree, kind = system
+    before = {name: content for name, content in tree.all_files().items() if not name.endswith(".efi")}
+    _reserve(tree)
+    _reserve(tree, TWO)
+    assert _revert(tree).boot_loader == kind
+    after = {name: content for name, content in tree.all_files().items() if not name.endswith(".efi")}
+    # u-boot-menu leaves an empty folder; what is in files is as it was.
+    assert after == before
+    assert not (tree.path / WAY_BACK_FILE).exists()
+    with pytest.raises(ConfigError, match="nothing to take back"):
+        plan_way_back(tree.path)
+
+
+def test_the_plan_is_a_patch(system: tuple[BootTree, str], tmp_path: Path) -> None:
+    """patch(1) makes of the files what the plan says that they become."""
+    tree, _ = system
+    plan = make_plan(tree.path, OURS)
+    done = subprocess.run(
+        ["patch", "-p1", "--no-backup-if-mismatch"], input=plan.diff(), text=True, capture_output=True,
+        cwd=tree.path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    for change in plan.changes:
+        assert tree.read(change.path.lstrip("/")) == change.after
+
+
+def test_a_program_that_fails_leaves_all_as_it_was(system: tuple[BootTree, str]) -> None:
+    tree, _ = system
+    plan = make_plan(tree.path, OURS)
+    if not plan.commands:
+        pytest.skip("nothing is run here")
+    before = tree.all_files()
+    tree.failing = {plan.commands[-1][0]}
+    with pytest.raises(ProgramFailed, match="made to fail"):
+        apply_plan(tree.path, plan, tree.run)
+    assert tree.all_files() == before
+    assert not (tree.path / WAY_BACK_FILE).exists()
+
+
+def test_rights_of_files_stay(system: tuple[BootTree, str]) -> None:
+    tree, _ = system
+    for path in tree.path.rglob("*"):
+        if path.is_file() and path.stat().st_mode & 0o777 == 0o644:
+            path.chmod(0o664)  # more than the umask lets through
+    plan = make_plan(tree.path, OURS)
+    before = {
+        change.path: (tree.path / change.path[1:]).stat().st_mode for change in plan.changes if change.before
+    }
+    apply_plan(tree.path, plan, tree.run)
+    assert {path: (tree.path / path[1:]).stat().st_mode for path in before} == before
+
+
+# What is particular
+
+
+def test_debian_gets_a_drop_in_and_nothing_else(tree: BootTree) -> None:
+    debian_grub(tree)
+    plan = _reserve(tree)
+    assert [change.path for change in plan.changes] == ["/etc/default/grub.d/zz-kdump-service.cfg"]
+    assert tree.ran == ["update-grub"]
+    [normal] = _next_boot(tree)
+    assert normal.split()[-4:] == ["splash", "a='b", "c'", "crashkernel=256M"]
+
+
+def test_a_drop_in_that_is_read_later_is_named(tree: BootTree) -> None:
+    debian_grub(tree)
+    tree.write("etc/default/grub.d/zzz.cfg", 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX crashkernel=1G"\n')
+    plan = make_plan(tree.path, OURS)
+    assert plan.notes == (
+        "/etc/default/grub.d/zzz.cfg is read later and has crashkernel=, too: it wins. Remove that from it.",
+    )
+    [doubt] = apply_plan(tree.path, plan, tree.run)
+    assert doubt == "Look into it before you reboot: /boot/grub/grub.cfg does not have crashkernel=256M."
+
+
+def test_suse_has_one_line_edited(tree: BootTree) -> None:
+    suse_grub(tree)
+    diff = make_plan(tree.path, OURS).diff()
+    changed = [line for line in diff.splitlines() if line[0] in "+-" and line[:3] not in ("+++", "---")]
+    assert changed == [
+        '-GRUB_CMDLINE_LINUX_DEFAULT="splash=silent crashkernel=72M,low crashkernel=1G,high quiet"',
+        '+GRUB_CMDLINE_LINUX_DEFAULT="splash=silent quiet crashkernel=256M"',
+    ]
+
+
+def test_fedora_new_kernels_get_it_too(tree: BootTree) -> None:
+    fedora(tree)
+    _reserve(tree)
+    assert tree.ran == ["grubby --update-kernel=ALL --remove-args=crashkernel --args=crashkernel=256M"]
+    assert tree.read("etc/kernel/cmdline") == f"{ROOT} ro rhgb quiet crashkernel=256M\n"
+    assert 'GRUB_CMDLINE_LINUX="rhgb quiet crashkernel=256M"' in tree.read("etc/default/grub")
+
+
+def test_grubby_is_not_let_at_entries_of_others(tree: BootTree) -> None:
+    fedora(tree)
+    other = tree.write(f"boot/loader/entries/{OTHER_ID}-5.conf", "linux /v\noptions root=LABEL=other ro\n")
+    plan = _reserve(tree)
+    assert (tree.ran, other.read_text()) == ([], "linux /v\noptions root=LABEL=other ro\n")
+    assert f"/boot/loader/entries/{OTHER_ID}-5.conf is left alone: it is another system's." in plan.notes
+
+
+def test_grubby_that_does_not_do_it_is_noticed(tree: BootTree) -> None:
+    fedora(tree)
+    before = tree.all_files()
+    with pytest.raises(
+        ProgramFailed, match=r"^grubby: /boot/loader/entries/.* does not have crashkernel=256M"
+    ):
+        apply_plan(tree.path, make_plan(tree.path, OURS), lambda _: None)
+    assert tree.all_files() == before
+
+
+def test_a_full_environment_of_grub(tree: BootTree) -> None:
+    fedora(tree, kernelopts=True)
+    text = tree.read("boot/grub2/grubenv").rstrip("#")
+    tree.write("boot/grub2/grubenv", text.replace(" quiet", " quiet " + "x" * (1023 - len(text))))
+    with pytest.raises(ConfigError, match="GRUB's environment has no room"):
+        make_plan(tree.path, TWO)
+
+
+def test_entries_of_other_systems_are_left_alone(tree: BootTree) -> None:
+    systemd_boot(tree)
+    names = (f"{OTHER_ID}-6.9.conf", "windows.conf")
+    before = [tree.read(f"boot/efi/loader/entries/{name}") for name in names]
+    plan = _reserve(tree)
+    assert [tree.read(f"boot/efi/loader/entries/{name}") for name in names] == before
+    assert (
+        plan.notes[0]
+        == f"/boot/efi/loader/entries/{OTHER_ID}-6.9.conf is left alone: it is another system's."
+    )
+    assert "reboot before the next one is" in plan.notes[1]
+    assert tree.read("boot/efi/loader/entries/by-hand.conf").endswith("rescue crashkernel=256M\n")
+
+
+@pytest.mark.parametrize(
+    ("add_all", "commands"),
+    [
+        (False, (("kernel-install", "add", RELEASE, f"/boot/vmlinuz-{RELEASE}"),)),
+        (True, (("kernel-install", "add-all"),)),
+    ],
+)
+def test_images_are_built_anew(tree: BootTree, add_all: bool, commands: object) -> None:
+    unified_image(tree, add_all=add_all)
+    plan = _reserve(tree)
+    assert plan.commands == commands
+    assert tree.read("etc/kernel/cmdline") == f"{ROOT} ro quiet crashkernel=256M\n"
+    _revert(tree)
+    assert not (tree.path / "etc/kernel/cmdline").exists()
+    assert not requested(_next_boot(tree)[0])
+
+
+def test_images_that_are_built_without_it_after_a_reboot_with_it(tree: BootTree) -> None:
+    """kernel-install would take it from the running kernel."""
+    unified_image(tree)
+    _reserve(tree)
+    tree.write("proc/cmdline", f"initrd=x {_next_boot(tree)[0].removeprefix('MZ ')}")
+    plan = _revert(tree)
+    assert not requested(_next_boot(tree)[0])
+    assert plan.notes[0].startswith("/etc/kernel/cmdline stays, without crashkernel=")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_uki_conf_says_is_changed_too(tree: BootTree, named: bool) -> None:
+    unified_image(tree)
+    tree.write("etc/kernel/uki-cmdline", f"{ROOT} ro\n")
+    tree.write(
+        "etc/kernel/uki.conf", f"[UKI]\nCmdline={'@/etc/kernel/uki-cmdline' if named else ROOT}\nSign=x\n"
+    )
+    _reserve(tree)
+    file = "etc/kernel/uki-cmdline" if named else "etc/kernel/uki.conf"
+    assert "crashkernel=256M\n" in tree.read(file)
+
+
+def test_mkinitcpio_with_images(tree: BootTree) -> None:
+    tree.program("mkinitcpio", folder="usr/bin")
+    tree.write("etc/mkinitcpio.d/linux.preset", 'default_uki="/efi/EFI/Linux/arch-linux.efi"\n')
+    tree.write("etc/kernel/cmdline", f"{ROOT} rw\n")
+    plan = _reserve(tree)
+    assert (plan.boot_loader, tree.ran) == ("unified-images", ["mkinitcpio -P"])
+
+
+@pytest.mark.parametrize(
+    ("files", "changed"),
+    [
+        ({}, "/etc/u-boot-menu/conf.d/zz-kdump-service.conf"),
+        ({"etc/default/u-boot": 'U_BOOT_PARAMETERS="rw crashkernel=1G"\n'},
+         "/etc/u-boot-menu/conf.d/zz-kdump-service.conf"),
+        ({"etc/kernel/cmdline": f"{ROOT} rw\n"}, "/etc/kernel/cmdline"),
+        ({"usr/sbin/u-boot-update": "#!/bin/sh\n"}, "/etc/default/u-boot"),
+    ],
+)  # fmt: skip
+def test_ways_into_u_boot_menu(tree: BootTree, files: dict[str, str], changed: str) -> None:
+    u_boot_menu(tree)
+    for name, text in files.items():
+        tree.write(name, text)
+    plan = _reserve(tree)
+    assert [change.path for change in plan.changes] == [changed]
+    [line] = _next_boot(tree)
+    assert requested(line) == list(OURS)
+    assert ("quiet" in line) is (not any("rw" in text for text in files.values()))
+
+
+def test_extlinux_by_hand(tree: BootTree) -> None:
+    text = f"default l0\nlabel l0\n\tappend {ROOT} ro\nlabel other\n\tappend root=/dev/other ro\n"
+    tree.write("boot/extlinux/extlinux.conf", text)
+    _reserve(tree)
+    assert tree.read("boot/extlinux/extlinux.conf") == text.replace(
+        f"{ROOT} ro", f"{ROOT} ro crashkernel=256M"
+    )
+
+
+def test_an_unknown_boot_loader_gets_the_words(tree: BootTree) -> None:
+    before = tree.all_files()
+    plan = make_plan(tree.path, TWO)
+    assert (plan.boot_loader, plan.changes, plan.commands) == ("", (), ())
+    assert plan.notes[0] == f"Add to the kernel's command line: {' '.join(TWO)}"
+    assert tree.all_files() == before
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("run/ostree-booted", "rpm-ostree kargs --append-if-missing=crashkernel=256M"),
+        ("etc/NIXOS", "boot.kernelParams"),
+    ],
+)
+def test_systems_that_make_their_entries_anew(tree: BootTree, file: str, told: str) -> None:
+    fedora(tree).write(file, "")
+    plan = make_plan(tree.path, OURS)
+    assert (plan.boot_loader, plan.changes) == ("", ())
+    assert told in plan.notes[0]
+
+
+def test_two_boot_loaders_get_it_both(tree: BootTree) -> None:
+    debian_grub(systemd_boot(tree))
+    plan = _reserve(tree)
+    assert plan.boot_loader == "grub+entries"
+    assert {requested(line)[0] for line in _next_boot(tree)} == set(OURS)
+
+
+# Others change files, too
+
+
+def test_what_others_added_stays_when_taken_back(tree: BootTree) -> None:
+    fedora(tree)
+    old = "crashkernel=2G-64G:256M,64G-:512M"
+    _reserve(tree)
+    entry = tree.path / ENTRY
+    entry.write_text(entry.read_text().replace(" quiet", " quiet mitigations=off"))
+    newer = tree.write(ENTRY.replace("6.11", "6.12"), "linux /v\noptions root=x crashkernel=256M\n")
+    (tree.path / f"boot/loader/entries/{MACHINE_ID}-0-rescue.conf").unlink()
+    plan = _revert(tree)
+    assert f"options {ROOT} ro rhgb quiet mitigations=off {old}\n" in entry.read_text()
+    assert newer.read_text() == f"linux /v\noptions root=x {old}\n"
+    assert plan.notes == (f"/boot/loader/entries/{MACHINE_ID}-0-rescue.conf is gone, and stays so.",)
+
+
+def test_a_newer_entry_gets_both_words_back(tree: BootTree) -> None:
+    fedora(tree)
+    two = "crashkernel=1G,high crashkernel=72M,low"
+    tree.write("etc/kernel/cmdline", f"{ROOT} {two}\n")
+    _reserve(tree)
+    newer = tree.write(ENTRY.replace("6.11", "6.12"), "linux /v\noptions root=x crashkernel=256M\n")
+    _revert(tree)
+    assert newer.read_text() == f"linux /v\noptions root=x {two}\n"
+
+
+def test_a_command_line_of_ours_that_somebody_changed(tree: BootTree) -> None:
+    unified_image(tree)
+    _reserve(tree)
+    tree.write("proc/cmdline", f"{ROOT} crashkernel=256M\n")
+    tree.write("etc/kernel/cmdline", f"{ROOT} ro crashkernel=1G\n")
+    with pytest.raises(ConfigError, match=r"^/etc/kernel/cmdline: somebody else"):
+        plan_way_back(tree.path)
+
+
+def test_what_others_changed_of_it_is_not_taken_back(tree: BootTree) -> None:
+    fedora(tree)
+    _reserve(tree)
+    entry = tree.path / ENTRY
+    entry.write_text(entry.read_text().replace("=256M", "=512M"))
+    before = tree.all_files()
+    with pytest.raises(ConfigError, match=f"^/{ENTRY}: somebody else has changed it since"):
+        plan_way_back(tree.path)
+    assert tree.all_files() == before
+
+
+def test_our_drop_in_edited_by_somebody(tree: BootTree) -> None:
+    debian_grub(tree)
+    plan = _reserve(tree)
+    drop_in = tree.path / plan.changes[0].path.lstrip("/")
+    drop_in.write_text(drop_in.read_text() + "GRUB_TIMEOUT=1\n")
+    with pytest.raises(ConfigError, match="somebody else has changed it"):
+        plan_way_back(tree.path)
+    drop_in.unlink()
+    assert _revert(tree).changes == ()
+
+
+def test_a_file_that_changes_between_plan_and_act(tree: BootTree) -> None:
+    suse_grub(tree)
+    plan = make_plan(tree.path, OURS)
+    tree.write("etc/default/grub", "GRUB_TIMEOUT=1\n")
+    with pytest.raises(ConfigError, match="somebody else is changing it"):
+        apply_plan(tree.path, plan, tree.run)
+    assert tree.read("etc/default/grub") == "GRUB_TIMEOUT=1\n"
+
+
+def test_a_file_that_cannot_be_written(tree: BootTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    fedora(tree, grubby=False)
+    before = tree.all_files()
+
+    def fail(root: Path, path: str, text: str | None) -> None:
+        if path == "/etc/default/grub" and "256M" in (text or "") and "64G" not in (text or ""):
+            raise ConfigError(f"{path}: cannot be written: Read-only file system")
+        put_text(root, path, text)
+
+    monkeypatch.setattr("kdump_service.reserve.apply.put_text", fail)
+    with pytest.raises(KdumpError, match="Read-only"):
+        apply_plan(tree.path, make_plan(tree.path, OURS), tree.run)
+    assert tree.all_files() == before
+
+
+def test_killed_in_the_middle_there_is_a_way_back(tree: BootTree) -> None:
+    fedora(tree)
+    before = tree.all_files()
+
+    def die(_: object) -> None:
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        apply_plan(tree.path, make_plan(tree.path, OURS), die)
+    assert tree.all_files() != before
+    _revert(tree)
+    assert tree.all_files() == before
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"version": 2}', '{"version": 1, "boot_loader": "", "words": []}']
+)
+def test_a_way_back_that_cannot_be_read(tree: BootTree, text: str) -> None:
+    tree.write(WAY_BACK_FILE, text)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        plan_way_back(tree.path)
+
+
+def test_links_and_odd_bytes_survive(tree: BootTree) -> None:
+    suse_grub(tree)
+    true = tree.write("etc/sysconfig/grub", tree.read("etc/default/grub").encode() + b"# \xe4\xf6\r\n")
+    (tree.path / "etc/default/grub").unlink()
+    (tree.path / "etc/default/grub").symlink_to("/etc/sysconfig/grub")
+    # The link leads out of the test's folder, so the reader is given what it would find there.
+    (tree.path / "etc/default/grub").unlink()
+    (tree.path / "etc/default/grub").symlink_to("../sysconfig/grub")
+    before = true.read_bytes()
+    _reserve(tree)
+    assert (tree.path / "etc/default/grub").is_symlink()
+    assert true.read_bytes().endswith(b"# \xe4\xf6\r\n")
+    assert b"crashkernel=256M" in true.read_bytes()
+    _revert(tree)
+    assert true.read_bytes() == before
+
+
+def test_what_is_kept_is_for_root_alone(tree: BootTree) -> None:
+    debian_grub(tree)
+    _reserve(tree)
+    kept = tree.path / WAY_BACK_FILE
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert json.loads(kept.read_text())["words"] == list(OURS)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Run inside a guest, as some user: try all methods and properties of the service. Prints a JSON object.
+
+`guest_rights.py DUMP_PATH`: a polkit agent on our terminal asks whoever sits there. Each entry of what is
+printed is "done", or the D-Bus error.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+
+from dbus_next import BusType, Message, MessageFlag, MessageType, Variant
+from dbus_next.aio import MessageBus
+
+MANAGER, SETTINGS, DUMP = "org.kdump.Kdump1", "org.kdump.Kdump1.Settings", "org.kdump.Kdump1.Dump"
+PATH = "/org/kdump/Kdump1"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+
+
+async def main() -> None:
+    dump = sys.argv[1]
+    bus = await MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True).connect()
+    agent = start_agent() if os.isatty(0) else None
+    answers = {}
+    # Who failed once is not asked again: PAM takes two seconds over each wrong password.
+    patient = True
+
+    async def attempt(
+        name: str, interface: str, member: str, signature: str = "", *body: object, path: str = PATH
+    ) -> None:
+        nonlocal patient
+        reply = await bus.call(
+            Message(
+                destination="org.kdump.Kdump1",
+                path=path,
+                interface=interface,
+                member=member,
+                signature=signature,
+                body=list(body),
+                flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if patient else MessageFlag.NONE,
+            )
+        )
+        assert reply is not None
+        patient = patient and not str(reply.error_name).endswith("NotAuthorized")
+        answers[name] = "done" if reply.message_type is MessageType.METHOD_RETURN else reply.error_name
+        if reply.message_type is MessageType.METHOD_RETURN and name == "Open":
+            with open(reply.unix_fds[reply.body[0]], "rb") as file:
+                answers["bytes of the record"] = len(file.read())
+
+    for interface, path in ((MANAGER, PATH), (SETTINGS, PATH), (DUMP, dump)):
+        await attempt(f"read {interface}", PROPERTIES, "GetAll", "s", interface, path=path)
+    await attempt("GetManagedObjects", "org.freedesktop.DBus.ObjectManager", "GetManagedObjects")
+    for member in ("Check", "Estimate"):
+        await attempt(member, MANAGER, member)
+    await attempt("GetSettings", SETTINGS, "GetSettings")
+    for member in ("Reload", "Rebuild", "Disarm", "TestCrash", "Arm"):
+        # While it is disarmed, TestCrash refuses with NotReady: whoever gets so far has the right.
+        await attempt(member, MANAGER, member)
+    values = await bus.call(
+        Message(
+            destination="org.kdump.Kdump1", path=PATH, interface=PROPERTIES, member="GetAll",
+            signature="s", body=[SETTINGS],
+        )
+    )  # fmt: skip
+    assert values is not None
+    for key, value in sorted(values.body[0].items()):
+        same = Variant(value.signature, value.value)
+        await attempt(f"set {key}", PROPERTIES, "Set", "ssv", SETTINGS, key, same)
+        await attempt(f"reset {key}", SETTINGS, "ResetSetting", "s", key)
+    await attempt("Open", DUMP, "Open", "s", "record", path=dump)
+    await attempt("Keep", DUMP, "Keep", "b", True, path=dump)
+    await attempt("Delete", DUMP, "Delete", path=dump)
+    if agent is not None:
+        agent.terminate()
+    print(json.dumps(answers))
+
+
+def start_agent() -> subprocess.Popen[bytes]:
+    """polkit's agent for this process; it says by closing the pipe that it is registered."""
+    ours, its = os.pipe()
+    agent = subprocess.Popen(
+        ["pkttyagent", "--process", str(os.getpid()), "--notify-fd", str(its)], pass_fds=[its]
+    )
+    os.close(its)
+    os.read(ours, 1)
+    os.close(ours)
+    return agent
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

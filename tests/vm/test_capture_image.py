@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The small capture image: it saves what it should without the crashed system's root, and it is never
+stale."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from .conftest import MachineFactory, OpenDumpOf
+from .machine import PLANTED_COMMAND, Machine
+
+CONFIG = "/etc/kdump-service.conf.d/test.conf"
+IMAGES = "/var/lib/kdump-service/images"
+FALLBACK = "/var/lib/kdump-service/crash"
+BUILD_UNITS = "'kdump-build-image@*'"
+BUILDS = f"journalctl -b --no-pager -o cat -u {BUILD_UNITS}"
+BUILD_IS_UNDER_WAY = f"systemctl list-units --no-legend --all {BUILD_UNITS} | grep -q activating"
+SOURCE = "/usr/lib/python3/dist-packages/kdump_service/quantity.py"
+BUILD_SEC = 480  # two minutes on an idle host, by emulation
+
+
+def status(machine: Machine) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(machine.run("kdumpctl status --json", check=False).stdout)
+    return answer
+
+
+def codes(machine: Machine) -> set[str]:
+    return {code for code, *_ in status(machine)["Problems"]}
+
+
+def image(machine: Machine) -> str:
+    return str(status(machine)["Image"])
+
+
+def second_disk(folder: Path) -> list[str]:
+    """QEMU arguments for a disk with an empty file system of its own."""
+    disk = folder / "second.img"
+    with open(disk, "wb") as file:
+        file.truncate(1 << 30)
+    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-L", "dumps", disk], check=True)
+    return [
+        *("-drive", f"if=none,id=second,format=raw,cache=unsafe,file={disk}"),
+        *("-device", "virtio-blk-pci,drive=second"),
+    ]
+
+
+FSTAB = b"/dev/vda / ext4 errors=remount-ro 0 1\nLABEL=dumps /srv ext4 defaults 0 2\n"
+
+
+def test_image_of_the_disk_is_what_the_machine_wants(
+    machine_factory: MachineFactory, open_dump: OpenDumpOf
+) -> None:
+    """Nothing is built that has not changed. The capture's journal becomes a boot of the machine's own."""
+    with machine_factory() as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        assert image(machine).startswith(IMAGES)
+        assert "root=" not in status(machine)["CommandLine"]
+        # journalctl fails where there never was such a unit.
+        assert machine.run(BUILDS, check=False).stdout.strip() in ("", "-- No entries --")
+        # Early: before the network and the services.
+        order = machine.run(
+            "systemctl show -P ActiveEnterTimestampMonotonic kdump.service basic.target"
+        ).stdout
+        armed, basic = (int(number) for number in order.split())
+        assert armed <= basic
+        machine.crash("sysrq")
+        machine.wait_for_boot()
+        [dump] = machine.dumps()
+        assert (dump.record["state"], dump.record["problems"]) == ("complete", [])
+        told = "journalctl -b -u kdump.service --no-pager -o cat | grep 'crashed at'"
+        machine.wait_until(told)
+        # Production, capture, production.
+        boots = machine.run("journalctl --list-boots --no-pager -q | tail -n +1").stdout.splitlines()
+        assert len([line for line in boots if "BOOT ID" not in line]) == 3
+        capture = machine.run("journalctl -b -1 --no-pager -o cat -t kdump-service").stdout
+        assert "Dump saved: /var/crash/" in capture
+        opened = open_dump(machine, dump)
+    assert opened.drgn(PLANTED_COMMAND).comm == PLANTED_COMMAND
+
+
+def test_root_is_destroyed_before_the_crash(machine_factory: MachineFactory, tmp_path: Path) -> None:
+    """The target lies on another disk, and needs nothing of the root."""
+    files = {"/etc/fstab": FSTAB, CONFIG: b"[Target]\nTarget=/srv/dumps\n"}
+    with machine_factory(files=files, qemu_arguments=second_disk(tmp_path)) as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        assert image(machine).startswith(IMAGES)
+        asked = time.monotonic()
+        # In one go: nothing can be started any more from what was the root.
+        machine.spawn(
+            "dd if=/dev/zero of=/dev/vda bs=1M count=64 oflag=direct status=none; echo c >/proc/sysrq-trigger"
+        )
+        saved = machine.wait_for_console("kdump: Dump saved: /srv/dumps/", since=asked, timeout_sec=120)
+        machine.wait_for_event("RESET", since=saved.at, timeout_sec=60)
+        machine.stop()
+    listed = subprocess.run(
+        ["debugfs", "-R", "ls -l /dumps", tmp_path / "second.img"], check=True, capture_output=True, text=True
+    ).stdout
+    assert "Z-kdump-test" in listed
+
+
+def test_target_is_gone_in_the_capture_boot(machine_factory: MachineFactory, tmp_path: Path) -> None:
+    """Log and record go where production finds them."""
+    files = {"/etc/fstab": FSTAB, CONFIG: b"[Target]\nTarget=/srv/dumps\n"}
+    with machine_factory(files=files, qemu_arguments=second_disk(tmp_path)) as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        machine.run("dd if=/dev/zero of=/dev/vdb bs=1M count=8 oflag=direct status=none")
+        machine.put("/etc/fstab", b"/dev/vda / ext4 errors=remount-ro 0 1\n")
+        machine.run("sync")
+        machine.crash("sysrq")
+        machine.wait_for_boot(timeout_sec=300)
+        [dump] = machine.dumps(FALLBACK)
+        assert dump.record["state"] == "failed"
+        assert "sysrq: Trigger a crash" in machine.get(f"{dump.path}/dmesg.txt").decode()
+
+
+def test_damaged_image_is_not_armed_and_built_anew(machine_factory: MachineFactory) -> None:
+    with machine_factory() as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        path = image(machine)
+        machine.run("systemctl stop kdump.service")
+        machine.run(f"printf x | dd of={path} bs=1 seek=9999 conv=notrunc status=none")
+        machine.run("systemctl start kdump.service")
+        # Armed all the same, with what there is.
+        assert machine.run("cat /sys/kernel/kexec_crash_loaded").stdout == "1\n"
+        assert "root=" in status(machine)["CommandLine"]
+        machine.run("journalctl -b --no-pager -o cat -u kdump.service | grep 'is not what was built'")
+        machine.wait_until(BUILD_IS_UNDER_WAY, timeout_sec=60)
+        assert codes(machine) & {"image-building"}
+        progress = "busctl get-property org.kdump.Kdump1 /org/kdump/Kdump1 org.kdump.Kdump1 Progress"
+        machine.wait_until(f"{progress} | awk '{{ exit !($2 > 0 && $2 < 1) }}'", timeout_sec=BUILD_SEC)
+        machine.wait_until(f'kdumpctl status --json | grep -q \'"Image": *"{IMAGES}\'', timeout_sec=BUILD_SEC)
+        assert not codes(machine) & {"image-building", "image-outdated", "image-not-built"}
+
+
+def test_what_went_in_changes(machine_factory: MachineFactory) -> None:
+    """Another version of a program that is in the image: the image is built anew, and the old one serves
+    meanwhile. What is configured during the build is in force at once, and after it."""
+    with machine_factory() as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        before = image(machine)
+        # As an upgrade of the package does it.
+        machine.run(f"echo '# newer' >>{SOURCE} && touch /var/lib/dpkg/status")
+        machine.wait_until("kdumpctl status --json | grep -q image-outdated", timeout_sec=60)
+        assert image(machine) == before
+        assert machine.run("cat /sys/kernel/kexec_crash_loaded").stdout == "1\n"
+        machine.wait_until(BUILD_IS_UNDER_WAY, timeout_sec=60)
+        machine.run("kdumpctl config set CommandLineAppend kdump_test.word")
+        assert "kdump_test.word" in status(machine)["CommandLine"]
+        assert image(machine) == before
+        machine.wait_until(
+            f"kdumpctl status --json | grep -o '{IMAGES}/[0-9a-f]*' | grep -v {Path(before).stem}",
+            timeout_sec=BUILD_SEC,
+        )
+        assert not codes(machine) & {"image-building", "image-outdated", "image-not-built"}
+        assert "kdump_test.word" in status(machine)["CommandLine"]
+
+
+def test_build_that_fails_leaves_the_machine_armed(machine_factory: MachineFactory) -> None:
+    """No room for a build, then a build that is killed: told, with what to do; the state is not worse than
+    before."""
+    with machine_factory() as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        before = image(machine)
+        machine.run("fallocate -l $(($(stat -f -c '%a * %S' /) - (200 << 20))) /filler")
+        machine.run(
+            f"echo '# newer' >>{SOURCE} && kdumpctl reload",
+            check=False,
+        )
+        machine.wait_until("kdumpctl status --json | grep -q image-not-built", timeout_sec=60)
+        said = machine.run("kdumpctl check", check=False).stdout
+        assert "a build needs" in said
+        assert image(machine) == before
+        machine.run("rm /filler")
+        machine.spawn("kdumpctl rebuild")
+        machine.wait_until(BUILD_IS_UNDER_WAY, timeout_sec=60)
+        machine.run(f"systemctl kill --signal=KILL {BUILD_UNITS}")
+        machine.wait_until(f"! {BUILD_IS_UNDER_WAY}")
+        machine.wait_until("kdumpctl status --json | grep -q image-not-built", timeout_sec=60)
+        assert (image(machine), machine.run("cat /sys/kernel/kexec_crash_loaded").stdout) == (before, "1\n")
+
+
+def test_without_dracut(machine_factory: MachineFactory) -> None:
+    """The root file system serves, and the state says why."""
+    with machine_factory() as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        machine.run(
+            f"mv /usr/bin/dracut /usr/bin/dracut.away && rm -r {IMAGES} && systemctl restart kdump.service"
+        )
+        assert codes(machine) & {"image-tools-missing"}
+        assert "root=" in status(machine)["CommandLine"]

@@ -87,11 +87,15 @@ async def ask_check(client: Client) -> tuple[list[Problem], dict[str, Any]]:
     while True:
         problems = await during(client, client.call("Check"))
         properties = await client.properties()
-        being_loaded = any(code == "not-yet-armed" for code, *_ in problems)
+        amid_load = properties.get("State") in ("starting", "arming")
+        # A load may begin between the two answers, and the kernel drops the old image before it has the new.
+        being_loaded = any(code == "not-yet-armed" for code, *_ in problems) or (
+            amid_load and not properties.get("Loaded", True)
+        )
         left = deadline - time.monotonic()
         if not being_loaded or left <= 0:
             return problems, properties
-        if properties.get("State") in ("starting", "arming"):
+        if amid_load:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(client.next_signal(), left)
 

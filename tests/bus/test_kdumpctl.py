@@ -166,10 +166,14 @@ def test_check(service: Service, severity: str, state: str, code: int) -> None:
     }
 
 
-def test_check_waits_for_a_load(service: Service) -> None:
+LOADING = ["not-yet-armed", "fatal", "The crash kernel is being loaded.", "Wait a moment."]
+
+
+@pytest.mark.parametrize("problems", [[LOADING], []], ids=["load-known", "load-begun-after-the-check"])
+def test_check_waits_for_a_load(service: Service, problems: list[list[str]]) -> None:
     """A verdict amid a load would be about neither what was loaded nor what will be."""
-    loading = ["not-yet-armed", "fatal", "The crash kernel is being loaded.", "Wait a moment."]
-    service.say(manager={**MANAGER, "State": "arming", "Ready": False, "Problems": [loading]})
+    amid_load = {"State": "arming", "Ready": False, "Loaded": False}
+    service.say(manager={**MANAGER, **amid_load, "Problems": problems})
     with subprocess.Popen(
         [*KDUMPCTL, "check"], env=service.environment, stdout=subprocess.PIPE, text=True
     ) as client:

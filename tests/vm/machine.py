@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypedDict, TypeVar, Unpack
 
+from .cache import say
 from .channel import Console, ConsoleLine, JsonLines, Message
 from .disk import AGENT_IN_CAPTURE, HOME, WORDS, Disk, Firmware, copy_image, extract, write_files
 from .events import Boot, CommandFailed, Completed, GuestDump, MachineLost, Mode, QmpEvent, UnexpectedBoot
@@ -38,6 +39,14 @@ CHUNK = 256 << 10  # bytes of a file per message
 BOOT_SEC = 300.0  # ten times what a boot takes under emulation on two idle cores; others may be at work
 WAIT_SEC = 120.0
 GRACE_SEC = 15.0  # how much longer than the guest's own limit the host waits for an answer
+
+# Emulated processors hang now and then, with two machines on two cores: production's kernel then complains
+# of itself before anything of the project has started. So long after the first complaint it will not come up.
+STALL = re.compile(r"rcu: INFO: rcu_\w+ (self-)?detected stall|watchdog: BUG: soft lockup")
+STALL_SEC = 60.0
+KERNEL_STARTS = "Command line: "  # always of production, whose console is not quiet
+KERNEL_DIED = "Kernel panic - not syncing"
+CAPTURES = "systemd.unit=kdump-capture.target"
 
 # Unit files and settings of the project, for what is printed when a case fails.
 JOURNAL_COMMAND = (
@@ -134,6 +143,7 @@ class Machine:
         self.boots: list[Boot] = []
         self.events: list[QmpEvent] = []
         self.crashed_by: Crash | None = None
+        self.stalled = False  # whether it has been reset because production's kernel hung at its start
         self.journal = ""  # of the project's units, when a case failed and the machine still answered
         self._files = dict(options.get("files", {}))
         self._qemu_arguments = list(options.get("qemu_arguments", ()))
@@ -405,18 +415,22 @@ class Machine:
         """Wait for the next hello that no earlier call has answered with.
 
         A hello of a capture boot on the way to production is passed over; production where capture was due
-        raises `UnexpectedBoot`.
+        raises `UnexpectedBoot`. A production kernel that hangs in the emulation is started once more, and
+        that is said aloud.
         """
         if mode == "capture" and not self._agent_in_capture:
             raise ValueError("nobody says hello in the capture boot unless agent_in_capture=True")
         deadline = time.monotonic() + timeout_sec
         while True:
             left = deadline - time.monotonic()
-            boot = self._wait(
-                lambda: self.boots[self._seen] if len(self.boots) > self._seen else None,
-                left,
-                f"a {mode} boot",
-            )
+            boots = self._wait(self._new_boots_or_stall, left, f"a {mode} boot")
+            if not boots:
+                self.stalled = True
+                say("production's kernel hangs in the emulation: the machine is reset, once")
+                self._qmp.send({"execute": "system_reset"})
+                deadline = time.monotonic() + timeout_sec
+                continue
+            boot = boots[0]
             self._seen += 1
             if boot.mode == mode:
                 return boot
@@ -424,6 +438,12 @@ class Machine:
                 raise UnexpectedBoot(
                     f"production came up where a capture boot was due:\n{self.console.tail()}"
                 )
+
+    def _new_boots_or_stall(self) -> list[Boot] | None:
+        """None if there is nothing new; no boot in it: the kernel hangs."""
+        if len(self.boots) > self._seen:
+            return self.boots[self._seen :]
+        return [] if not self.stalled and stalls_at_start(self.console.lines, time.monotonic()) else None
 
     def wait_for_console(self, pattern: str, *, since: float = 0, timeout_sec: float = 60) -> ConsoleLine:
         """The first console line since that host time in which the regular expression is found."""
@@ -486,6 +506,24 @@ class Machine:
             raise RuntimeError("the machine still runs")
         extract(self.image, guest_path, host_path, offset=self.disk.root_offset)
         return host_path
+
+
+def stalls_at_start(lines: Sequence[ConsoleLine], now: float) -> bool:
+    """Whether production's kernel, which nobody has crashed yet, has complained of itself for `STALL_SEC`.
+
+    What a capture kernel does is the project's business, and never excused: it comes after a panic, and says
+    on its command line that it is one, if it is not quiet.
+    """
+    first_complaint = None
+    for line in reversed(lines):
+        if KERNEL_DIED in line.text:
+            return False
+        if STALL.search(line.text):
+            first_complaint = line.at
+        if KERNEL_STARTS in line.text:
+            stalls = first_complaint is not None and now - first_complaint >= STALL_SEC
+            return stalls and CAPTURES not in line.text
+    return False
 
 
 def _shown(request: Message) -> str:

@@ -87,13 +87,12 @@ async def ask_check(client: Client) -> tuple[list[Problem], dict[str, Any]]:
     while True:
         problems = await during(client, client.call("Check"))
         properties = await client.properties()
-        amid_load = properties.get("State") in ("starting", "arming")
+        state, not_yet = properties.get("State"), any(code == "not-yet-armed" for code, *_ in problems)
         # A load may begin between the two answers, and the kernel drops the old image before it has the new.
-        being_loaded = any(code == "not-yet-armed" for code, *_ in problems) or (
-            amid_load and not properties.get("Loaded", True)
-        )
+        amid_load = state in ("starting", "arming") and (not_yet or not properties.get("Loaded", True))
+        loaded_meanwhile = not_yet and state == "armed"
         left = deadline - time.monotonic()
-        if not being_loaded or left <= 0:
+        if left <= 0 or not (amid_load or loaded_meanwhile):
             return problems, properties
         if amid_load:
             with contextlib.suppress(TimeoutError):
@@ -196,6 +195,7 @@ def _proven(properties: Mapping[str, Any], now: float) -> str:
     level = printable(properties.get("ProvenLevel", ""))
     words = {
         "unproven": "no: this kernel, image and target never carried a dump; try kdumpctl rehearse, or test",
+        "failed": "no: a test crash with this kernel, image and target was not captured whole",
         "rehearsed": "a crash in a virtual machine was captured with this kernel, image and target",
         "captured": "a crash was captured with this kernel, image and target",
         "tested": "a test crash was captured with this kernel, image and target",

@@ -27,7 +27,9 @@ BUILDING = "building-image"
 """The activity."""
 
 _MOST_BUILDS_IN_A_ROW = 3
-"""A change during a build asks for another; one that never ends must not build for ever."""
+"""A change during a build asks for another; what never ends to change must not be built for ever."""
+_REST_SEC = 600.0
+"""After so many builds, one more is tried so much later: packages are installed for a while, not for ever."""
 
 
 class BuildImage(Protocol):
@@ -55,6 +57,7 @@ class CaptureImages:
         self._building = False
         self._builds_in_a_row = 0
         """Since no image was wanted."""
+        self._rest: asyncio.TimerHandle | None = None
 
     def build_what_is_wanted(self) -> None:
         """In the background, if anything is, and nothing is being built."""
@@ -79,6 +82,7 @@ class CaptureImages:
         self._builds_in_a_row += 1
         try:
             if self._builds_in_a_row > _MOST_BUILDS_IN_A_ROW:
+                self._try_again_later()
                 raise ImageNotBuilt(
                     "what goes into it changes while it is built, again and again",
                     "See what changes: journalctl -u 'kdump-build-image@*'",
@@ -98,6 +102,14 @@ class CaptureImages:
         else:
             self.build_what_is_wanted()
         await self._acting.look()
+
+    def _try_again_later(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+        again = self._acting.act
+        self._rest = asyncio.get_running_loop().call_later(
+            _REST_SEC, lambda: self._lanes.in_background(again("arming", self._manager.packages_changed))
+        )
 
     @contextlib.contextmanager
     def _following(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ from kdump_service.service.estimate import dump_bytes, estimate
 from kdump_service.service.lanes import Lane, Lanes
 from kdump_service.service.manager import Manager
 from kdump_service.service.problems import Problem, Severity
-from kdump_service.service.proof import Level, Proof, proof_of
+from kdump_service.service.proof import Proof, proof_of
 from kdump_service.service.readiness import Readiness
 from kdump_service.service.rehearsal import rehearse_by_unit, tell_rehearsal, values_of
 from kdump_service.service.reservation import AUTO, ReserveOptions, reserve
@@ -44,13 +44,15 @@ _BUSY_PAUSE_SEC = 2.0
 """A load takes a second or two; a minute of tries covers any boot."""
 _LONGEST_LOAD_SEC = 10.0
 """A check waits no longer for what is being loaded."""
+_LONGEST_REFRESH_SEC = 10.0
+"""Nor for dumps that are being deleted, or do not answer; it goes by what is known of them."""
 _TIDYING = "deleting-old"
 """The activity that tells how far it got: many dumps of gigabytes take a while to delete."""
 _BOOT_SEC = 120.0
 """After so long from the start, services such as feed a watchdog are up; there is no event for that."""
 _UNFED = "watchdog-not-fed"
 _OF_HARDWARE = {"memory-changed", "processors-changed", _UNFED}
-_LIMITS = ("max_use_bytes", "max_dumps", "max_age_sec", "target")
+_LIMITS = ("max_use_bytes", "max_dumps", "max_age_sec", "keep_free_bytes", "target")
 
 
 class Announcer(Protocol):
@@ -105,6 +107,7 @@ class Control:
         self._progress = -1.0
         self._watched: tuple[str, list[str]] = ("", [])
         self._tried_to_feed: set[str] = set()
+        self._waiting_for_kernel = False
         self._expiry: asyncio.TimerHandle | None = None
         self._announcer: Announcer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -166,7 +169,7 @@ class Control:
             problems=self._problems,
             requested_reservation=self._requested,
             kernel_release=self._release,
-            proven_level=Level.UNPROVEN if self._proof.level == Level.FAILED else self._proof.level,
+            proven_level=self._proof.level,
             proven_time=self._proof.time,
             last_crash=self._dumps.newest,
             activity=activity,
@@ -291,8 +294,9 @@ class Control:
         config, records = self.config(), self._dumps.records
 
         def look() -> tuple[list[Problem], Proof]:
-            found = self._readiness.quick(config, self._manager.status())
-            return found, proof_of(self._files.root, self._manager.identity, records)
+            proof = proof_of(self._files.root, self._manager.identity, records)
+            found = self._readiness.quick(config, self._manager.status(), proof)
+            return found, proof
 
         try:
             found, self._proof = await self._lanes.run(Lane.QUESTIONS, look)
@@ -315,9 +319,13 @@ class Control:
             self._readiness.check(config, status, predicted)
 
         with self.doing("checking"):
-            await asyncio.gather(self._lanes.run(Lane.CHECKS, check), self._refreshing.get())
+            await asyncio.gather(self._lanes.run(Lane.CHECKS, check), self._refreshed_if_quick())
         await self._looking.get()
         return self._problems
+
+    async def _refreshed_if_quick(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._refreshing.get(), _LONGEST_REFRESH_SEC)
 
     async def _refresh_dumps(self) -> None:
         target = self.config().target
@@ -350,6 +358,11 @@ class Control:
                 seconds + 1, lambda: self._lanes.in_background(self._keep_within_limits())
             )
 
+    async def _target_came(self) -> None:
+        """Or went. What it holds was not within the limits that could not be looked at before."""
+        await self._look_at_target()
+        await self._keep_within_limits()
+
     async def _look_at_target(self) -> None:
         """It may have come back with dumps that nobody was told of."""
         await self._report_crashes()
@@ -367,13 +380,16 @@ class Control:
             case "configuration":
                 self._lanes.in_background(self.act("", self._manager.configuration_changed))
             case "images":
-                self._lanes.in_background(self.act("", self._manager.images_changed))
+                self._lanes.in_background(self.act("", self._manager.packages_changed))
             case "hotplug":
                 self._lanes.in_background(self._arm_for_new_hardware())
             case "mounts":
                 # The target may lie on another device now.
                 self._lanes.in_background(self.act("", self._manager.images_changed))
-                self._lanes.in_background(self._look_at_target())
+                self._lanes.in_background(self._target_came())
+            case "boot":
+                # By now udev knows the target's device by a name that lasts, also where it began anew.
+                self._lanes.in_background(self.act("", self._manager.images_changed))
             case "target":
                 self._lanes.in_background(self._look_at_target())
             case _:
@@ -398,6 +414,7 @@ class Control:
         if before.shrink != after.shrink:
             self._shrinking.switched()
         self._images.build_what_is_wanted()
+        self._lanes.in_background(self._arm_when_kernel_is_free())
         await self._looking.get()
         self._watch()
         if any(getattr(before, name) != getattr(after, name) for name in _LIMITS):
@@ -423,12 +440,18 @@ class Control:
 
     async def _arm_when_kernel_is_free(self) -> None:
         """Another program may be loading a kernel just now; the kernel has no event for its end."""
-        for _ in range(_BUSY_TRIES):
-            if self._manager.status().reason != KernelBusy.reason:
-                return
-            await asyncio.sleep(_BUSY_PAUSE_SEC)
-            with contextlib.suppress(KdumpError):  # told to the journal by the manager
-                await self.arm()
+        if self._waiting_for_kernel:
+            return
+        self._waiting_for_kernel = True
+        try:
+            for _ in range(_BUSY_TRIES):
+                if self._manager.status().reason != KernelBusy.reason:
+                    return
+                await asyncio.sleep(_BUSY_PAUSE_SEC)
+                with contextlib.suppress(KdumpError):  # told to the journal by the manager
+                    await self.arm()
+        finally:
+            self._waiting_for_kernel = False
 
     async def _arm_for_new_hardware(self) -> None:
         """What is loaded describes the memory and processors of then, where the kernel does not adapt it."""

@@ -18,7 +18,7 @@ from kdump_service.arm.identity import armed_identity
 from kdump_service.arm.loader import Loader, LoadRequest
 from kdump_service.arm.plan import plan_load, write_capture_settings
 from kdump_service.config import Config, ConfigFiles, read_config_files
-from kdump_service.errors import CannotArm, ConfigError, ImageNotBuilt, KdumpError, NotReady
+from kdump_service.errors import CannotArm, ConfigError, ImageMissing, ImageNotBuilt, KdumpError, NotReady
 from kdump_service.image.recipe import Recipe
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.quantity import format_bytes, format_seconds
@@ -98,6 +98,12 @@ class Manager:
         return self._last_load_was_good and self.status().state is ArmState.ARMED
 
     @property
+    def not_in_image(self) -> str:
+        """Why the image that is loaded does not hold what the settings ask for; empty if it does."""
+        environment = self._environment
+        return "" if environment is None or environment.wanted is None else self._status.explanation
+
+    @property
     def not_for_capture(self) -> str:
         """Why the capture boot would not see the configuration in force; empty if it would."""
         return self._not_for_capture
@@ -161,6 +167,12 @@ class Manager:
             return
         self.take(files)
 
+    def packages_changed(self) -> None:
+        """As :meth:`images_changed`; an image that could not be built is tried again, since what kept it from
+        being built may be what has changed."""
+        self._not_built = None
+        self.images_changed()
+
     def images_changed(self) -> None:
         """Load what the files are now, unless somebody wants the machine disarmed. Raises CannotArm."""
         if not self._disarmed_on_request:
@@ -189,7 +201,13 @@ class Manager:
             f"Capture image not built: {error.explanation()}",
             KDUMP_REASON=error.reason,
         )
-        self._publish(self._with_remark(replace(self._status, reason="", explanation="")))
+        status = self._status
+        if status.state is ArmState.NOT_ARMED and self._to_build_first == wanted:
+            if not self._disarmed_on_request:
+                self._publish(replace(status, reason=error.reason, explanation=error.explanation()))
+        elif self._environment is not None and status.reason in ("", self._environment.remark):
+            # Any other reason is of more weight than why it is not the image that was wanted.
+            self._publish(self._with_remark(replace(status, reason="", explanation="")))
 
     def arm(self) -> None:
         """Load the crash kernel unless exactly what is wanted is loaded. Raises CannotArm or its kinds."""
@@ -271,9 +289,15 @@ class Manager:
             if anew or loaded != wanted:
                 self._publish(replace(self._status, state=ArmState.ARMING, reason="", explanation=""))
                 self._load(wanted, loaded)
+        except NothingBuiltYet as error:
+            self._to_build_first = error.wanted
+            if self._not_built is None or self._not_built[0] != error.wanted:
+                self._not_armed(error)
+                raise
+            not_built = self._not_built[1]
+            self._not_armed(not_built)
+            raise ImageMissing(str(not_built), not_built.hint) from error
         except CannotArm as error:
-            if isinstance(error, NothingBuiltYet):
-                self._to_build_first = error.wanted
             self._not_armed(error)
             raise
         finally:
@@ -289,8 +313,10 @@ class Manager:
         try:
             self._loader.load(wanted)
         except CannotArm:
-            # The kernel has dropped what was loaded. An older image that still exists is better than none.
-            if loaded is not None and self._restore(loaded):
+            # Refused by the kernel, which has dropped what was loaded, and not before it was asked. An older
+            # image that still exists is better than none.
+            dropped = loaded is not None and self._loader.loaded_request() != loaded
+            if loaded is not None and dropped and self._restore(loaded):
                 logger.warning("the new crash kernel was refused; the previous one is loaded again")
             raise
 
@@ -343,7 +369,7 @@ class Manager:
             KDUMP_UPTIME_SECONDS=round(uptime_sec, 1),
         )
 
-    def _not_armed(self, error: CannotArm) -> None:
+    def _not_armed(self, error: CannotArm | ImageNotBuilt) -> None:
         self._last_load_was_good = False
         loaded = self._kernel_files.crash_loaded
         current = self._loader.loaded_request()
@@ -364,14 +390,29 @@ class Manager:
                 environment="initramfs" if current.added_files else "rootfs",
             )
         self._publish(status)
-        log.event(
-            logger,
-            logging.ERROR,
-            log.MessageId.NOT_ARMED,
-            f"Not armed: {error.explanation()}",
-            KDUMP_REASON=error.reason,
-            KDUMP_RESERVED_BYTES=status.reserved_bytes,
-        )
+        fields: dict[str, str | int] = {
+            "KDUMP_REASON": error.reason,
+            "KDUMP_RESERVED_BYTES": status.reserved_bytes,
+        }
+        if status.state is ArmState.ARMED:
+            log.event(
+                logger,
+                logging.WARNING,
+                log.MessageId.STILL_ARMED,
+                f"What is asked for cannot be loaded, and {status.kernel} stays loaded as it was: "
+                f"{error.explanation()}",
+                **fields,
+                KDUMP_KERNEL=status.kernel,
+                KDUMP_IMAGE=status.image,
+            )
+        else:
+            log.event(
+                logger,
+                logging.ERROR,
+                log.MessageId.NOT_ARMED,
+                f"Not armed: {error.explanation()}",
+                **fields,
+            )
 
     def _with_remark(self, status: Status) -> Status:
         """The status, with what is wrong although the machine is armed, if anything is."""

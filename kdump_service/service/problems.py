@@ -126,6 +126,7 @@ PROBLEM_CODES: dict[str, ProblemKind] = {
     "panic-on-oops-off": _note("An oops does not make the kernel panic."),
     "sysrq-crash-off": _note("The key that crashes the machine is switched off."),
     # After a crash
+    "test-failed": _warning("A test crash of what is armed was not captured whole."),
     "crash-loop": _warning("The machine crashed several times within an hour."),
     "journal-volatile": _note("The journal is not kept over a reboot."),
     # The check itself

@@ -46,7 +46,7 @@ _MOST_PROOFS = 32
 
 
 class Level(StrEnum):
-    """The values are those on the bus, but for FAILED, which the bus calls unproven."""
+    """The values are those on the bus."""
 
     FAILED = "failed"
     """A test crash was not captured whole."""
@@ -65,7 +65,7 @@ class Proof:
 
     level: str = Level.UNPROVEN
     time: str = ""
-    """Of the crash that proves it, UTC; empty if unproven."""
+    """Of the crash that proves it, or disproves it, UTC; empty if unproven."""
 
 
 def proof_of(root: Path, identity: str, records: Iterable[DumpRecord]) -> Proof:
@@ -76,7 +76,7 @@ def proof_of(root: Path, identity: str, records: Iterable[DumpRecord]) -> Proof:
     for record in records:
         if record.armed_identity == identity:
             best = _better(best, record)
-    return Proof() if best.level == Level.FAILED else best
+    return best
 
 
 def learn(root: Path, record: DumpRecord) -> None:

@@ -6,14 +6,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from kdump_service.arm.loader import Loader
 from kdump_service.config import Config
 from kdump_service.errors import ReservationTooSmall
 from kdump_service.kernel.files import KernelFiles
+from kdump_service.kernel.mounts import holder_of
 from kdump_service.quantity import parse_utc
 from kdump_service.record import DumpRecord
-from kdump_service.service.checks.aftermath import crash_loop_problems, journal_problems
+from kdump_service.service.checks.aftermath import (
+    crash_loop_problems,
+    failed_test_problems,
+    journal_problems,
+)
 from kdump_service.service.checks.arming import configuration_problems, image_problems, state_problems
 from kdump_service.service.checks.capture_boot import (
     capture_unit_problems,
@@ -31,18 +37,27 @@ from kdump_service.service.checks.reservation import (
     size_problems,
 )
 from kdump_service.service.checks.rivals import rival_problems
-from kdump_service.service.checks.target import TargetFacts, ask_target, mount_problems, target_problems
+from kdump_service.service.checks.target import (
+    TargetFacts,
+    ask_target,
+    free_bytes_at,
+    mount_problems,
+    target_problems,
+)
 from kdump_service.service.estimate import (
     image_reservation_bytes,
     images_reservation_bytes,
     measured_reservation_bytes,
 )
 from kdump_service.service.problems import Problem, found, worst_first
+from kdump_service.service.proof import Proof
 from kdump_service.service.rehearsal import measured_by_rehearsals
 from kdump_service.service.shrunk import shrunk_in_this_boot
 from kdump_service.service.state import Status
 
 __all__ = ["Readiness"]
+
+_UNPROVEN = Proof()
 
 
 class Readiness:
@@ -57,7 +72,9 @@ class Readiness:
         kernel_files: KernelFiles,
         ask_target: Callable[[str], TargetFacts] = ask_target,
         loader: Loader | None = None,
+        free_bytes_at: Callable[[str], int | None] = free_bytes_at,
     ) -> None:
+        self._free_bytes_at = free_bytes_at
         self._kernel_files = kernel_files
         self._ask_target = ask_target
         self._loader = loader or Loader(kernel_files)
@@ -74,9 +91,12 @@ class Readiness:
         """The crashes on record: how long captures took, what they used, how often they came."""
         self._records = tuple(records)
 
-    def quick(self, config: Config, status: Status) -> list[Problem]:
-        """What kernel and local files say, and what the target answered last. Some milliseconds."""
-        return worst_first(self._quick(config, status))
+    def quick(self, config: Config, status: Status, proof: Proof = _UNPROVEN) -> list[Problem]:
+        """What kernel and local files say, and what the target answered last. Some milliseconds.
+
+        ``proof``: what is known of what is armed.
+        """
+        return worst_first(self._quick(config, status, proof))
 
     def check(self, config: Config, status: Status, predicted_bytes: int | None) -> list[Problem]:
         """Everything, the target asked anew. Returns within ten seconds, whatever the target does.
@@ -89,7 +109,7 @@ class Readiness:
         self._answer = (config.target, facts, predicted_bytes)
         return self.quick(config, status)
 
-    def _quick(self, config: Config, status: Status) -> list[Problem]:
+    def _quick(self, config: Config, status: Status, proof: Proof) -> list[Problem]:
         files = self._kernel_files
         loaded = self._loader.loaded_request()
         captures = (*self._records, *measured_by_rehearsals(files.root))
@@ -126,6 +146,7 @@ class Readiness:
             ("watchdogs", lambda: watchdog_problems(files, status, self._longest_capture_sec())),
             ("memory and processors", self._hotplug),
             ("what makes the kernel panic", lambda: panic_problems(files)),
+            ("the last test", lambda: failed_test_problems(proof)),
             (
                 "crashes before",
                 lambda: crash_loop_problems(self._crash_times(), config.crash_loop_limit, time.time()),
@@ -152,13 +173,22 @@ class Readiness:
         """The target without symbolic links, if it was asked; else as it is configured."""
         if self._answer is None or self._answer[0] != config.target:
             return config.target
-        path, root = self._answer[1].path, str(self._kernel_files.root).rstrip("/")
-        return path.removeprefix(root) or "/"
+        return self._true_path(self._answer[1])
+
+    def _true_path(self, facts: TargetFacts) -> str:
+        return facts.path.removeprefix(str(self._kernel_files.root).rstrip("/")) or "/"
 
     def _target_problems(self, config: Config) -> Iterable[Problem]:
         if self._answer is None or self._answer[0] != config.target:
             return ()
-        return target_problems(config, self._answer[1], self._answer[2], os.geteuid())
+        return target_problems(config, self._with_room_of_now(self._answer[1]), self._answer[2], os.geteuid())
+
+    def _with_room_of_now(self, facts: TargetFacts) -> TargetFacts:
+        """Room goes without an event."""
+        holder = holder_of(self._true_path(facts), self._kernel_files.mounts)
+        if facts.free_bytes is None or holder is None or holder.may_hang:
+            return facts
+        return replace(facts, free_bytes=self._free_bytes_at(facts.path) or facts.free_bytes)
 
     def _hotplug(self) -> Iterable[Problem]:
         then = self._loader.hardware_of_the_load()
@@ -170,6 +200,8 @@ class Readiness:
     def _crash_times(self) -> list[float]:
         times = []
         for record in self._records:
+            if record.test:
+                continue  # somebody asked for it
             try:
                 times.append(float(parse_utc(record.crash_time)))
             except ValueError:  # the crashed kernel did not tell

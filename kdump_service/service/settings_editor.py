@@ -23,9 +23,6 @@ __all__ = ["SettingsEditor"]
 
 logger = logging.getLogger(__name__)
 
-_LOADED_SECTIONS = {"Kernel", "Image"}
-"""Whose settings are put to use by loading; the capture boot reads the others."""
-
 
 class SettingsEditor:
     """Sets and resets; not for two threads at a time."""
@@ -38,10 +35,7 @@ class SettingsEditor:
     def states(self) -> list[SettingState]:
         """All settings as they are in force, in the order of the table. Looks at no file."""
         files = self._manager.config_files
-        status = self._manager.status()
-        not_loaded = ""
-        if status.state is not ArmState.ARMED:
-            not_loaded = f"The crash kernel is not loaded: {status.explanation or status.state}"
+        waits = {"Kernel": self._not_loaded(), "Image": self._not_loaded() or self._manager.not_in_image}
         not_written = self._manager.not_for_capture
         if not_written:
             not_written = f"The capture boot cannot be told: {not_written}"
@@ -50,10 +44,19 @@ class SettingsEditor:
                 setting,
                 getattr(files.config, setting.attribute),
                 files.origins.get(setting.key, ""),
-                not_loaded if setting.section in _LOADED_SECTIONS else not_written,
+                waits.get(setting.section, not_written),
             )
             for setting in SETTINGS
         ]
+
+    def _not_loaded(self) -> str:
+        """Why what is loaded is not what the settings ask for; empty if it is."""
+        status = self._manager.status()
+        if status.state is not ArmState.ARMED:
+            return f"The crash kernel is not loaded: {status.explanation or status.state}"
+        if not self._manager.armed_as_configured:
+            return f"What was loaded before is still in use: {status.explanation}"
+        return ""
 
     def set_value(self, key: str, value: Any) -> None:
         """Set ``key`` in the service's own file. Raises ConfigError or CannotArm; then nothing changed."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdump_service.arm.loader import Loader
-from kdump_service.errors import ConfigError, ImageNotBuilt, ReservationTooSmall
+from kdump_service.errors import ConfigError, ImageMissing, ImageNotBuilt, NoReservation, ReservationTooSmall
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.log import MessageId
 from kdump_service.service.manager import Manager
@@ -79,6 +79,31 @@ def test_refused_change_brings_the_previous_one_back(bench: _Bench) -> None:
     assert (status.state, status.reason, status.loaded) == (ArmState.ARMED, "reservation-too-small", True)
     assert not status.command_line.endswith("new")
     assert len(bench.kernel.loads) == 2
+
+
+def test_change_that_is_refused_is_no_alarm(bench: _Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever watches for NOT_ARMED is not woken while the machine is armed."""
+    bench.manager.start()
+    _told(caplog)
+    bench.machine.write("etc/kdump-service.conf", "[Kernel]\nKernel=/nonexistent\n")
+    with pytest.raises(ImageMissing):
+        bench.manager.reload()
+    assert bench.manager.status().state is ArmState.ARMED
+    assert _told(caplog) == [MessageId.STILL_ARMED]
+
+
+def test_what_the_kernel_was_not_asked_for_is_not_loaded_again(
+    bench: _Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Refused before the system call: what is loaded stays, without a moment unarmed."""
+    bench.manager.start()
+    caplog.clear()
+    bench.machine.write("sys/kernel/kexec_crash_size", "0\n")
+    bench.machine.write("etc/kdump-service.conf", "[Kernel]\nCommandLineAppend=new\n")
+    with pytest.raises(NoReservation):
+        bench.manager.reload()
+    assert (bench.manager.status().state, len(bench.kernel.loads)) == (ArmState.ARMED, 1)
+    assert "again" not in caplog.text
 
 
 def test_refused_twice_is_not_armed(bench: _Bench) -> None:
@@ -317,6 +342,45 @@ def test_what_could_not_be_built_is_tried_again_when_something_else_is_wanted(sm
     small.manager.reload()
     assert small.manager.wanted_image not in (None, wanted)
     assert small.manager.status().reason == "image-building"
+
+
+def test_what_could_not_be_built_is_tried_again_when_packages_change(small: _SmallBench) -> None:
+    """Most builds fail of what is installed, and not of which drivers are wanted."""
+    small.manager.start()
+    wanted = small.manager.wanted_image
+    assert wanted is not None
+    small.manager.image_not_built(wanted, NO_ROOM)
+    small.manager.packages_changed()
+    assert (small.manager.wanted_image, small.manager.status().reason) == (wanted, "image-building")
+
+
+def test_build_that_fails_hides_no_greater_trouble(small: _SmallBench) -> None:
+    small.manager.start()
+    wanted = small.manager.wanted_image
+    assert wanted is not None
+    small.manager.disarm()
+    small.manager.image_not_built(wanted, NO_ROOM)
+    assert small.manager.status().reason == "disarmed"
+    small.kernel.failures = [errno.EADDRNOTAVAIL]
+    with pytest.raises(ReservationTooSmall):
+        small.manager.arm()
+    small.manager.image_not_built(wanted, NO_ROOM)
+    assert small.manager.status().reason == "reservation-too-small"
+
+
+def test_machine_that_cannot_be_armed_without_the_build_tells_why_it_failed(small: _SmallBench) -> None:
+    (small.machine.path / f"boot/initrd.img-{RELEASE}").unlink()
+    small.manager.start()
+    wanted = small.manager.wanted_image
+    assert wanted is not None
+    small.manager.image_not_built(wanted, NO_ROOM)
+    told = (ArmState.NOT_ARMED, "image-not-built", "/var: 10 MiB are free. Make room in /var.")
+    status = small.manager.status()
+    assert (status.state, status.reason, status.explanation) == told
+    with pytest.raises(ImageMissing, match="10 MiB are free"):
+        small.manager.arm()
+    status = small.manager.status()
+    assert (status.state, status.reason, status.explanation) == told
 
 
 def test_rebuild_tries_again(small: _SmallBench) -> None:

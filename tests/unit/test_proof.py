@@ -199,9 +199,9 @@ def test_damaged_announcement_is_none(machine: MachineRoot, text: str) -> None:
     ("state", "outcome", "message_id", "level"),
     [
         ("complete", "complete", MessageId.TEST_PASSED, "tested"),
-        ("incomplete", "incomplete", MessageId.TEST_FAILED, "unproven"),
-        ("failed", "failed", MessageId.TEST_FAILED, "unproven"),
-        (None, "no-record", MessageId.TEST_FAILED, "unproven"),
+        ("incomplete", "incomplete", MessageId.TEST_FAILED, "failed"),
+        ("failed", "failed", MessageId.TEST_FAILED, "failed"),
+        (None, "no-record", MessageId.TEST_FAILED, "failed"),
     ],
 )
 def test_verdict_is_told_once(

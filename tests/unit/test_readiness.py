@@ -22,9 +22,10 @@ from kdump_service.kernel.files import KernelFiles
 from kdump_service.quantity import format_utc
 from kdump_service.record import DumpRecord
 from kdump_service.service.checks.hardware import watchdog_problems
-from kdump_service.service.checks.target import TargetFacts, ask_target
+from kdump_service.service.checks.target import TargetFacts, ask_target, free_bytes_at
 from kdump_service.service.manager import Manager
 from kdump_service.service.problems import PROBLEM_CODES, Problem, Severity
+from kdump_service.service.proof import Level, Proof
 from kdump_service.service.readiness import Readiness
 from kdump_service.service.state import ArmState, Status, View
 from tests.builders.hanging_mount import HangingMount, can_mount
@@ -61,7 +62,7 @@ class _Bench:
 
     def facts(self, facts: TargetFacts) -> None:
         """Answers that no file system of a test gives."""
-        self.readiness = Readiness(self.files, lambda path: facts, self.loader)
+        self.readiness = Readiness(self.files, lambda path: facts, self.loader, lambda path: facts.free_bytes)
 
 
 @pytest.fixture
@@ -345,7 +346,9 @@ def test_each_fault_is_found_by_its_code(bench: _Bench, code: str, fault: Fault)
 
 
 def test_faults_of_a_test_are_all_codes_but_those_of_other_tests() -> None:
-    elsewhere = {"not-yet-armed", "disarmed", "unloaded-by-others", "check-failed", "watchdog-not-fed"}
+    elsewhere = {
+        "not-yet-armed", "disarmed", "unloaded-by-others", "check-failed", "watchdog-not-fed", "test-failed",
+    }  # fmt: skip
     of_errors = {each.reason for each in _kinds_of_errors(KdumpError)}
     assert set(PROBLEM_CODES) - {code for code, _ in FAULTS} <= elsewhere | of_errors
 
@@ -432,6 +435,7 @@ def test_what_cannot_be_read_hides_nothing(bench: _Bench) -> None:
 @pytest.mark.parametrize(
     "harmless",
     [
+        _crashes(3, test=True),
         _write("sys/devices/system/memory/crash_hotplug", "1\n"),
         _command_line("root=/dev/vda crashkernel=1G-4G:192M,4G-:1G"),
         _command_line("root=/dev/vda crashkernel=256M crashkernel=1G,cma"),
@@ -558,6 +562,37 @@ def test_quick_repeats_what_the_target_answered(bench: _Bench) -> None:
     other = replace(bench.manager.config, target="/srv/elsewhere")
     codes = [problem.code for problem in bench.readiness.quick(other, bench.manager.status())]
     assert codes == ["configuration-not-loaded"]
+
+
+def test_room_that_goes_is_noticed_without_asking_the_target_again(bench: _Bench) -> None:
+    room = 1 << 40
+    asked = []
+
+    def ask(path: str) -> TargetFacts:
+        asked.append(path)
+        return TargetFacts(path, free_bytes=room)
+
+    bench.readiness = Readiness(bench.files, ask, bench.loader, lambda path: room)
+    assert bench.codes() == []
+    room = 128 << 20
+    quick = bench.readiness.quick(bench.manager.config, bench.manager.status())
+    assert [(problem.code, problem.severity) for problem in quick] == [("target-full", Severity.FATAL)]
+    assert len(asked) == 1
+
+
+def test_room_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    status = os.statvfs(tmp_path)
+    found = free_bytes_at(str(tmp_path / "not" / "yet"))
+    assert found == pytest.approx(status.f_bavail * status.f_frsize, rel=0.1)
+
+
+def test_failed_test_of_what_is_armed_is_a_problem(bench: _Bench) -> None:
+    config, status = bench.manager.config, bench.manager.status()
+    failed = Proof(Level.FAILED, "2026-11-23T04:00:00Z")
+    [problem] = bench.readiness.quick(config, status, failed)
+    assert (problem.code, problem.severity) == ("test-failed", Severity.WARNING)
+    assert "2026-11-23T04:00:00Z" in problem.what
+    assert bench.readiness.quick(config, status, Proof(Level.TESTED, failed.time)) == []
 
 
 @pytest.mark.skipif(not can_mount(), reason="needs the right to mount FUSE")

@@ -14,6 +14,7 @@ from kdump_service.kernel.files import KernelFiles
 from kdump_service.service.manager import Manager
 from kdump_service.service.settings_editor import SettingsEditor
 from kdump_service.service.state import ArmState
+from tests.builders.machine_disks import small_image_machine
 from tests.builders.machine_root import FakeKernel, MachineRoot
 
 
@@ -137,3 +138,27 @@ def test_what_is_no_setting_or_no_value(bench: _Bench, key: str, value: object) 
     with pytest.raises(ConfigError, match=key):
         bench.editor.set_value(key, value)
     assert bench.file == ""
+
+
+def test_what_could_not_be_loaded_is_not_in_use_yet(bench: _Bench) -> None:
+    """A file asks for a kernel that is not there; what was loaded before is kept."""
+    bench.machine.write("etc/kdump-service.conf", "[Kernel]\nKernel=/nonexistent\n")
+    with pytest.raises(ImageMissing):
+        bench.manager.reload()
+    waits = {state.setting.key: state.waits for state in bench.editor.states()}
+    assert waits["Kernel"].startswith("What was loaded before is still in use: ")
+    assert "/nonexistent" in waits["Kernel"]
+    assert waits["Contents"] == ""
+
+
+def test_what_is_not_in_the_image_yet_waits_for_the_build(tmp_path: Path) -> None:
+    machine = small_image_machine(tmp_path, built=True)
+    kernel, files = FakeKernel(machine), KernelFiles(tmp_path)
+    manager = Manager(files, Loader(files, kernel.load, kernel.unload))
+    editor = SettingsEditor(tmp_path, manager)
+    manager.start()
+    assert {state.waits for state in editor.states()} == {""}
+    editor.set_value("ExtraDrivers", "xfs")
+    waits = {state.setting.key: state.waits for state in editor.states()}
+    assert "built" in waits["ExtraDrivers"]
+    assert waits["Kernel"] == ""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What concerns crashes that were: whether they come in a row, whether their traces are kept."""
+"""What concerns crashes that were: whether they come in a row, whether their traces are kept, whether a test
+failed."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from pathlib import Path
 
 from kdump_service.kernel.unit_files import UnitFiles
 from kdump_service.service.problems import Problem, found
+from kdump_service.service.proof import Level, Proof
 
-__all__ = ["crash_loop_problems", "journal_problems"]
+__all__ = ["crash_loop_problems", "failed_test_problems", "journal_problems"]
 
 _WINDOW_SEC = 3600
 """CrashLoopLimit= counts the crashes of an hour."""
@@ -41,4 +43,16 @@ def journal_problems(root: Path) -> Iterator[Problem]:
             "Run: mkdir -p /var/log/journal && systemctl restart systemd-journald"
             if storage == "auto"
             else "Set Storage=persistent in /etc/systemd/journald.conf.",
+        )
+
+
+def failed_test_problems(proof: Proof) -> Iterator[Problem]:
+    """``proof``: of what is armed now."""
+    if proof.level == Level.FAILED:
+        yield found(
+            "test-failed",
+            f"The test crash of {proof.time} was not captured whole, and kernel, image, command line and "
+            "target are the same since.",
+            "See why: journalctl -u kdump.service --grep 'test crash', and kdumpctl info. Then: kdumpctl "
+            "rehearse, or kdumpctl test",
         )

@@ -8,12 +8,13 @@ own, with a time limit (:func:`ask_target`): a dead NFS server or disk must not 
 
 from __future__ import annotations
 
+import os
 import shlex
 import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from kdump_service.config import Config
 from kdump_service.errors import ProgramFailed
@@ -23,12 +24,15 @@ from kdump_service.kernel.unit_files import UnitFiles
 from kdump_service.process import run
 from kdump_service.quantity import format_bytes
 from kdump_service.service.problems import Problem, Severity, found
+from kdump_service.store.own_files import within
 
-__all__ = ["TargetFacts", "ask_target", "mount_problems", "target_problems"]
+__all__ = ["TargetFacts", "ask_target", "free_bytes_at", "mount_problems", "target_problems"]
 
 ANSWER_SEC = 5.0
 """What a target is given to answer: a disk that sleeps needs up to two or three seconds to spin up."""
 
+_ROOM_SEC = 0.5
+"""What a local file system is given to say how much room it has, which it knows without its disk."""
 _LEAST_BYTES = 1 << 20
 """Less is not even room for a kernel log of usual size (CONFIG_LOG_BUF_SHIFT: 128 KiB to 1 MiB as text)."""
 
@@ -76,6 +80,27 @@ def ask_target(path: str) -> TargetFacts:
         late = time.monotonic() >= deadline or "cannot be killed" in str(error)
         return replace(facts, trouble=str(error), silent=late)
     return facts
+
+
+def free_bytes_at(path: str) -> int | None:
+    """Room for programs that are not root's where ``path`` is or would be; None if nobody says so at once.
+
+    For local file systems; of others :func:`ask_target` asks.
+    """
+
+    def look() -> int:
+        for place in (Path(path), *Path(path).parents):
+            try:
+                status = os.statvfs(place)
+            except FileNotFoundError:
+                continue
+            return status.f_bavail * status.f_frsize
+        raise FileNotFoundError(path)
+
+    try:
+        return within(_ROOM_SEC, Path(path), look)
+    except OSError:
+        return None  # the next check asks anew, and tells of what is wrong
 
 
 def _is_missing(error: ProgramFailed) -> bool:

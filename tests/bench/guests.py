@@ -43,8 +43,9 @@ CAPTURE = f"""\
 #!/bin/sh
 dd if=/proc/vmcore of=/dev/vdb bs=256K iflag=fullblock oflag=direct conv=sparse,notrunc && echo {WHOLE}
 sync
+sleep infinity &
 echo o >/proc/sysrq-trigger
-exec sleep infinity
+wait
 """
 
 

@@ -186,7 +186,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("Target", "Target", "target", _local_target, "/var/crash", "path",
             "Folder that receives one folder for each crash."),
     _number("Store", "KeepFree", "keep_free_bytes", 128 << 20, 0, _MOST,
-            "Room that a dump leaves free on the target's file system, so that production can start.",
+            "Room that a dump leaves free on the target's file system, so that production can start. While "
+            "less is free, the oldest dumps are deleted, but never the newest nor one that is to be kept.",
             signature="t", unit="bytes", read=parse_bytes),
     _number("Store", "MaxUse", "max_use_bytes", 0, 0, _MOST,
             "Room that all dumps together may occupy; above it, the oldest are deleted, but never the newest "

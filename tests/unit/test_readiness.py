@@ -287,6 +287,7 @@ FAULTS: list[tuple[str, Fault]] = [
         ),
     ),
     ("target-volatile", _target("/tmp/c", "2 1 0:9 / /tmp rw shared:1 - tmpfs tmpfs rw")),
+    ("target-volatile", lambda b: b.configure("[Image]\nEnvironment=rootfs\n[Target]\nTarget=/var/tmp/c\n")),
     ("target-read-only", lambda b: b.machine.set_mounts("1 0 254:0 / / rw - ext4 /dev/vda ro")),
     ("target-read-only", lambda b: b.machine.set_mounts("1 0 254:0 / / ro - ext4 /dev/vda rw")),
     ("target-not-folder", _write("var/crash", "a file")),

@@ -135,6 +135,14 @@ def mount_problems(kernel_files: KernelFiles, target: str) -> Iterator[Problem]:
             "reboot.",
             "Set Target= to a folder on a disk.",
         )
+    elif parents & {"/tmp", "/var/tmp"}:
+        yield found(
+            "target-volatile",
+            f"{target} lies where programs keep what they need for a while: files there are deleted by age, "
+            "and this service sees none but its own (PrivateTmp=).",
+            "Set Target= to another folder.",
+            Severity.WARNING,
+        )
     elif holder.read_only:
         yield found(
             "target-read-only",

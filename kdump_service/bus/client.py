@@ -43,6 +43,13 @@ _START_HINT = "Start it: systemctl start kdump.service"
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 _OBJECT_MANAGER = "org.freedesktop.DBus.ObjectManager"
 _BUS = "org.freedesktop.DBus"
+"""The bus itself, and its interface; nobody else can have this name."""
+
+_CHANGED = (_PROPERTIES, "PropertiesChanged", "sa{sv}as")
+"""Interface, member and signature, as of the next ones."""
+_ADDED = (_OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}")
+_REMOVED = (_OBJECT_MANAGER, "InterfacesRemoved", "oas")
+_OWNER_CHANGED = (_BUS, "NameOwnerChanged", "sss")
 
 _ALIVE_INTERVAL_SEC = 5.0
 _ALIVE_LIMIT_SEC = 25.0
@@ -82,6 +89,10 @@ class Client:
         self._bus = bus
         self._gone = asyncio.ensure_future(bus.wait_for_disconnect())
         self._signals: asyncio.Queue[Signal] | None = None
+        self._owner = ""
+        """Unique name of the connection that has the service's name; empty if none has."""
+        self._owner_asked = 0
+        """Serial of the question for it."""
 
     @classmethod
     async def connect(cls) -> Client:
@@ -166,19 +177,15 @@ class Client:
             return
         self._signals = asyncio.Queue()
         self._bus.add_message_handler(self._on_message)
-        for rule in (
-            f"type='signal',sender='{BUS_NAME}',path_namespace='{OBJECT_PATH}'",
-            f"type='signal',sender='{_BUS}',interface='{_BUS}',member='NameOwnerChanged',arg0='{BUS_NAME}'",
-        ):
-            message = Message(
-                destination=_BUS,
-                path="/org/freedesktop/DBus",
-                interface=_BUS,
-                member="AddMatch",
-                signature="s",
-                body=[rule],
-            )
-            await self._unless_disconnected(self._bus.call(message))
+        owner_rule = f"interface='{_BUS}',member='NameOwnerChanged',arg0='{BUS_NAME}'"
+        questions = (
+            _question("AddMatch", f"type='signal',sender='{_BUS}',{owner_rule}"),
+            _question("GetNameOwner", BUS_NAME),
+            _question("AddMatch", f"type='signal',sender='{BUS_NAME}',path_namespace='{OBJECT_PATH}'"),
+        )
+        questions[1].serial = self._owner_asked = self._bus.next_serial()
+        # In this order no change of owner is missed, and no signal comes before its sender is known.
+        await asyncio.gather(*(self._unless_disconnected(self._bus.call(each)) for each in questions))
 
     async def next_signal(self) -> Signal:
         """The next announcement, after :meth:`subscribe`. Raises ServiceUnreachable if the bus goes away."""
@@ -186,11 +193,23 @@ class Client:
         return await self._unless_disconnected(self._signals.get())  # type: ignore[no-any-return]
 
     def _on_message(self, message: Message) -> bool:
-        """Message handler: never consumes the message."""
-        if message.message_type is MessageType.SIGNAL and self._signals is not None:
+        """Message handler: never consumes the message.
+
+        Match rules hold for what is sent to all. To this connection alone anybody may send any signal; so the
+        sender counts, which the bus fills in.
+        """
+        found = None
+        kind = message.message_type
+        if message.sender == _BUS:
+            if kind is MessageType.METHOD_RETURN and message.reply_serial == self._owner_asked:
+                self._owner = message.body[0]
+            elif _what(message) == _OWNER_CHANGED and message.body[0] == BUS_NAME:
+                self._owner = message.body[2]
+                found = Signal("owner", values={"Running": bool(self._owner)})
+        elif message.sender == self._owner and kind is MessageType.SIGNAL:
             found = _signal(message)
-            if found is not None:
-                self._signals.put_nowait(found)
+        if found is not None and self._signals is not None:
+            self._signals.put_nowait(found)
         return False
 
     async def _all_properties(self, path: str, interface: str) -> dict[str, Any]:
@@ -279,17 +298,31 @@ def _message(
     )
 
 
+def _question(member: str, argument: str) -> Message:
+    """A call to the bus itself."""
+    return Message(
+        destination=_BUS,
+        path="/org/freedesktop/DBus",
+        interface=_BUS,
+        member=member,
+        signature="s",
+        body=[argument],
+    )
+
+
+def _what(message: Message) -> tuple[str, str, str]:
+    return message.interface, message.member, message.signature
+
+
 def _signal(message: Message) -> Signal | None:
-    body = _plain(message.body)
-    match (message.member, message.signature):
-        case ("PropertiesChanged", "sa{sv}as"):
-            return Signal("changed", message.path, body[0], body[1])
-        case ("InterfacesAdded", "oa{sa{sv}}") if DUMP_INTERFACE in body[1]:
-            return Signal("added", body[0], DUMP_INTERFACE, body[1][DUMP_INTERFACE])
-        case ("InterfacesRemoved", "oas") if DUMP_INTERFACE in body[1]:
-            return Signal("removed", body[0], DUMP_INTERFACE)
-        case ("NameOwnerChanged", "sss") if body[0] == BUS_NAME:
-            return Signal("owner", values={"Running": bool(body[2])})
+    """What a signal of the service says."""
+    what, body = _what(message), _plain(message.body)
+    if what == _CHANGED:
+        return Signal("changed", message.path, body[0], body[1])
+    if what == _ADDED and DUMP_INTERFACE in body[1]:
+        return Signal("added", body[0], DUMP_INTERFACE, body[1][DUMP_INTERFACE])
+    if what == _REMOVED and DUMP_INTERFACE in body[1]:
+        return Signal("removed", body[0], DUMP_INTERFACE)
     return None
 
 

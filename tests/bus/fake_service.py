@@ -107,11 +107,12 @@ class FakeService:
         """Emit what a line of the test's asks for."""
         what = json.loads(line)
         match what["kind"]:
-            case "changed":
+            case "changed" | "misnamed":
                 types = {NAME: TYPES, DUMP: DUMP_TYPES}.get(what["interface"], {})
+                interface = "org.freedesktop.DBus.Properties" if what["kind"] == "changed" else NAME
                 self._bus.send(
                     Message.new_signal(
-                        what["path"], "org.freedesktop.DBus.Properties", "PropertiesChanged", "sa{sv}as",
+                        what["path"], interface, "PropertiesChanged", "sa{sv}as",
                         [what["interface"], _variants(what["values"], types), []],
                     )
                 )  # fmt: skip

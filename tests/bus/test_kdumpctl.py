@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -19,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dbus_next import Message, MessageType, Variant
 
 from tests.builders.machine_root import RELEASE, MachineRoot
 from tests.builders.stored_dumps import name_of, put_dump
-from tests.bus.conftest import FakePolkit, PrivateBus, RunningDaemon
+from tests.bus.conftest import BusClient, FakePolkit, PrivateBus, RunningDaemon
 from tests.bus.fake_state import ESTIMATE, EVIL, MANAGER, SETTINGS, dump
 
 KDUMPCTL = [sys.executable, "-m", "kdump_service.ctl.main"]
 MANAGER_PATH = "/org/kdump/Kdump1"
 OLD, NEW, OTHER = "20261119T010203Z-web1", "20261120T010203Z-web1", "20261121T010203Z-web1"
+PROPERTIES, OBJECT_MANAGER = "org.freedesktop.DBus.Properties", "org.freedesktop.DBus.ObjectManager"
 INTERACTIVE, NO_AUTOSTART = 4, 2  # flags of messages, by the D-Bus specification
 READING = [
     ["status"], ["check"], ["estimate"], ["list"], ["info"], ["show"], ["config", "show"],
@@ -493,6 +496,54 @@ def test_progress_of_the_service_is_shown(service: Service) -> None:
     assert text.rstrip().endswith("Start it: systemctl start kdump.service")
 
 
+def test_progress_of_others_is_not_shown(service: Service, bus: PrivateBus) -> None:
+    service.say(hang=["Rebuild"])
+    terminal = Terminal(service, "rebuild")
+    _wait_for(lambda: (service.folder / "calls").exists() and bool(service.calls("Rebuild")))
+    service.announce("changed", MANAGER_PATH, Activity="building", Progress=0.25)
+    terminal.read_until("25 %")
+    asyncio.run(_forge(bus))
+    service.announce("changed", MANAGER_PATH, Progress=0.5)
+    terminal.read_until("50 %")
+    terminal.type("\x03")
+    code, text = terminal.end()
+    assert code == 130
+    assert "forged" not in text
+
+
+async def _forge(bus: PrivateBus) -> None:
+    """Send to everybody on the bus what the service says, then that the service is who sends this, as the bus
+    would say it, and the first once more."""
+    forged = {
+        "Activity": Variant("s", "forged"),
+        "Progress": Variant("s", "x"),
+        "State": Variant("s", "forged"),
+    }
+    path = f"{MANAGER_PATH}/dump/forged"
+    async with BusClient(bus.address) as forger:
+
+        async def names() -> list[str]:
+            where = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+            reply = await forger.bus.call(Message(*where, "ListNames"))
+            return [name for name in reply.body[0] if name[0] == ":" and name != forger.bus.unique_name]
+
+        signals = [
+            (PROPERTIES, "PropertiesChanged", "sa{sv}as", ["org.kdump.Kdump1", forged, []]),
+            (OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", [path, {"org.kdump.Kdump1.Dump": forged}]),
+            (OBJECT_MANAGER, "InterfacesRemoved", "oas", [path, ["org.kdump.Kdump1.Dump"]]),
+        ]
+        owners = [["org.kdump.Kdump1", ":1.0", ""], ["org.kdump.Kdump1", "", forger.bus.unique_name]]
+        taken_over = [("org.freedesktop.DBus", "NameOwnerChanged", "sss", body) for body in owners]
+        for name in await names():
+            for interface, member, signature, body in [*signals, *taken_over, *signals]:
+                place = "/org/freedesktop/DBus" if member == "NameOwnerChanged" else MANAGER_PATH
+                message = Message(
+                    name, place, interface, member, MessageType.SIGNAL, signature=signature, body=body
+                )
+                forger.bus.send(message)
+        await names()  # an answer comes when the bus has taken what was sent before
+
+
 def _wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not condition():
@@ -514,7 +565,8 @@ def test_interrupted(service: Service, arguments: list[str]) -> None:
 # watch
 
 
-def test_watch(service: Service) -> None:
+def _watching(service: Service) -> tuple[subprocess.Popen[str], Callable[[], str]]:
+    """kdumpctl watch, and what reads its next line, without the time."""
     watch = subprocess.Popen(
         [*KDUMPCTL, "watch"],
         env=service.environment,
@@ -522,12 +574,16 @@ def test_watch(service: Service) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert watch.stdout is not None
 
     def line() -> str:
         assert watch.stdout is not None
         return watch.stdout.readline().rstrip("\n").partition(" ")[2]
 
+    return watch, line
+
+
+def test_watch(service: Service) -> None:
+    watch, line = _watching(service)
     assert line() == "state armed, ready"
     assert line().startswith("warning: target-nearly-full: ")
     service.announce("changed", MANAGER_PATH, State="not-armed", Ready=False, Reason="disarmed")
@@ -547,6 +603,27 @@ def test_watch(service: Service) -> None:
     watch.send_signal(signal.SIGINT)
     assert watch.communicate(timeout=20)[1] == ""
     assert watch.returncode == 130
+
+
+def test_watch_sees_the_service_alone(service: Service, bus: PrivateBus) -> None:
+    """Anybody may send signals to a connection, and may say of them what he likes but who sends them."""
+    watch, line = _watching(service)
+    assert line() == "state armed, ready"
+    assert line().startswith("warning: target-nearly-full: ")
+    for state in ("not-armed", "failed"):
+        asyncio.run(_forge(bus))
+        service.announce("misnamed", MANAGER_PATH, State="misnamed")
+        service.announce("changed", MANAGER_PATH, State=state)
+        assert line() == f"state {state}, ready"
+        service.stop()
+        assert line() == "the service ended"
+        asyncio.run(_forge(bus))
+        service.start()
+        assert line() == "the service is back"
+        assert line() == "state armed, ready"
+        assert line().startswith("warning: target-nearly-full: ")
+    watch.send_signal(signal.SIGINT)
+    assert watch.communicate(timeout=20) == ("", "")
 
 
 def test_watch_without_a_service_waits_for_it(service: Service, bus: PrivateBus) -> None:

@@ -58,25 +58,34 @@ STAGES = {"trying": 0.0, "collecting": 0.14, "proving": 0.76, "packing": 0.84}
 
 
 def build_image(
-    root: Path, recipe: Recipe, on_stage: Callable[[str], object] = lambda stage: None
+    root: Path,
+    recipe: Recipe,
+    on_stage: Callable[[str], object] = lambda stage: None,
+    *,
+    anew: bool = False,
 ) -> Manifest:
-    """Build, prove and keep. Raises ImageNotBuilt, with what to do; then nothing has changed.
+    """Build, prove and keep, unless what is there is current; ``anew``, also then. Waits for another build's
+    end. Raises ImageNotBuilt, with what to do; then nothing has changed.
 
     ``root`` is / but for tests of what comes before dracut, which works on the running system.
     """
     store = ImageStore(root)
-    started = time.monotonic()
-    if not dracut_is_installed(root):
-        raise ImageNotBuilt(
-            "dracut is not installed", "Install it (Debian: dracut-core), or set Environment=rootfs."
-        )
     try:
         store.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(store.folder):
+            # Asked only here: the build that was waited for may have made what is wanted.
+            current = None if anew else store.current(recipe)
+            if current is not None:
+                logger.info("The capture image is current: %s", current.path)
+                return current
+            if not dracut_is_installed(root):
+                raise ImageNotBuilt(
+                    "dracut is not installed", "Install it (Debian: dracut-core), or set Environment=rootfs."
+                )
             _clear(store.folder)
             check_room(store.folder, _NEEDED_BYTES, ImageNotBuilt, "a build needs")
             with tempfile.TemporaryDirectory(prefix="build-", dir=store.folder) as folder:
-                return _build(root, recipe, store, Path(folder), started, on_stage)
+                return _build(root, recipe, store, Path(folder), on_stage)
     except ProgramFailed as error:
         raise ImageNotBuilt(str(error), "See: journalctl -u 'kdump-build-image@*'") from error
     except zstandard.ZstdError as error:
@@ -91,9 +100,9 @@ def _build(
     recipe: Recipe,
     store: ImageStore,
     work: Path,
-    started: float,
     on_stage: Callable[[str], object],
 ) -> Manifest:
+    started = time.monotonic()
     on_stage("trying")
     trial = work / "trial"
     _lay_out_specimen(root, trial)
@@ -121,7 +130,15 @@ def _build(
         build_seconds=round(time.monotonic() - started, 1),
         packing=packed.packing,
     )
-    return store.keep(manifest, image)
+    kept = store.keep(manifest, image)
+    logger.info(
+        "Capture image built for Linux %s in %s: %s, %s",
+        recipe.release,
+        format_seconds(kept.build_seconds),
+        kept.path,
+        format_bytes(kept.image_bytes),
+    )
+    return kept
 
 
 # One build at a time, in an empty place
@@ -129,11 +146,14 @@ def _build(
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
+    """Waits for the build that is under way, perhaps of another kernel's image; TimeoutStartSec= of the unit
+    is the limit."""
     with open(folder / "lock", "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ImageNotBuilt("another build is under way", "Wait for its end.") from None
+            logger.info("Another build is under way, waiting for its end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -263,21 +283,9 @@ def run_build_image(release: str | None) -> int:
     root = Path("/")
     try:
         recipe = wanted_recipe(KernelFiles(root), release)
-        store = ImageStore(root)
         anew = (root / BUILD_ANEW_FILE).exists()
         (root / BUILD_ANEW_FILE).unlink(missing_ok=True)
-        manifest = None if anew else store.current(recipe)
-        if manifest is not None:
-            logger.info("The capture image is current: %s", manifest.path)
-        else:
-            manifest = build_image(root, recipe, lambda stage: _tell(root, stage=stage))
-            logger.info(
-                "Capture image built for Linux %s in %s: %s, %s",
-                recipe.release,
-                format_seconds(manifest.build_seconds),
-                manifest.path,
-                format_bytes(manifest.image_bytes),
-            )
+        manifest = build_image(root, recipe, lambda stage: _tell(root, stage=stage), anew=anew)
     except KdumpError as error:
         _tell(root, error=str(error), hint=error.hint)
         logger.error("No capture image: %s", error.explanation())

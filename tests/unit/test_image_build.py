@@ -4,14 +4,18 @@ tests/vm: this machine may have no kernel's modules."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,7 +66,7 @@ def _refused(machine: MachineRoot) -> ImageNotBuilt:
     stages: list[str] = []
     before = _names(machine)
     with pytest.raises(ImageNotBuilt) as caught:
-        build_image(machine.path, RECIPE, stages.append)
+        build_image(machine.path, RECIPE, stages.append, anew=True)
     left = {name for name in before if not name.startswith("build-")}
     assert _names(machine) - {"lock"} == left - {"lock"}  # nothing has changed
     return caught.value
@@ -76,7 +80,7 @@ def test_no_dracut(machine: MachineRoot, missing: str) -> None:
     error = _refused(machine)
     assert "dracut is not installed" in str(error)
     assert "dracut-core" in error.hint and "Environment=rootfs" in error.hint
-    assert _names(machine) == set()
+    assert _names(machine) == {"lock"}
 
 
 def test_no_room(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,18 +108,57 @@ def test_room_is_looked_at_when_what_was_left_over_is_gone(
     assert _names(machine) == {"lock"}
 
 
-def test_one_build_at_a_time(machine: MachineRoot, trials: list[list[str]]) -> None:
-    other = machine.write(f"{FOLDER}/build-of-the-other/file", "in use")
-    # Locks of flock(2) are of an opening, so this is as good as another process.
+@contextlib.contextmanager
+def _another_build(machine: MachineRoot) -> Iterator[None]:
+    """Locks of flock(2) are of an opening, so this is as good as another process."""
+    machine.write(f"{FOLDER}/build-of-the-other/file", "in use")
     with open(machine.path / FOLDER / "lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ImageNotBuilt, match="another build is under way"):
-            build_image(machine.path, RECIPE)
-        assert other.exists()
-        assert trials == []
-    _refused(machine)
-    assert not other.exists()
+        yield
+
+
+def _is_waiting(machine: MachineRoot, caplog: pytest.LogCaptureFixture) -> bool:
+    deadline = time.monotonic() + 30
+    while "waiting for its end" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return (machine.path / FOLDER / "build-of-the-other/file").exists()
+
+
+def test_one_build_at_a_time(
+    machine: MachineRoot, trials: list[list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kdump_service")
+    with ThreadPoolExecutor() as threads:
+        with _another_build(machine):
+            second = threads.submit(build_image, machine.path, RECIPE)
+            put_image(machine, release="6.12.0-other")  # what the other builds
+            assert _is_waiting(machine, caplog)
+            assert not second.done()
+            assert trials == []
+        with pytest.raises(ImageNotBuilt, match="made to fail"):
+            second.result(timeout=30)
     assert len(trials) == 1
+    assert not (machine.path / FOLDER / "build-of-the-other").exists()
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_what_another_build_made_meanwhile_is_not_built_again(
+    machine: MachineRoot, trials: list[list[str]], caplog: pytest.LogCaptureFixture, anew: bool
+) -> None:
+    caplog.set_level(logging.INFO, "kdump_service")
+    (machine.path / "usr/bin/dracut").unlink()  # nothing more is needed for what is there
+    with ThreadPoolExecutor() as threads:
+        with _another_build(machine):
+            second = threads.submit(build_image, machine.path, RECIPE, anew=anew)
+            assert _is_waiting(machine, caplog)
+            image = put_image(machine)
+        if anew:
+            with pytest.raises(ImageNotBuilt, match="dracut is not installed"):
+                second.result(timeout=30)
+        else:
+            assert second.result(timeout=30).path == image
+            assert f"image is current: {image}" in caplog.text
+    assert trials == []
 
 
 def test_images_that_exist_survive_a_build_that_fails(machine: MachineRoot, trials: list[list[str]]) -> None:

@@ -86,11 +86,10 @@ def run_log(arguments: argparse.Namespace) -> int:
         # The text that was saved does not have these; the memory does.
         from kdump_service.ctl import offline  # noqa: PLC0415  (numpy)
 
-        _, descriptor = _opened(arguments.source, "image")
+        dump, descriptor = _opened(arguments.source, "image")
+        named = argparse.Namespace(**{**vars(arguments), "source": printable(dump.name)})
         try:
-            return offline.run(
-                argparse.Namespace(**{**vars(arguments), "source": f"/proc/self/fd/{descriptor}"})
-            )
+            return offline.run(named, descriptor=descriptor)
         finally:
             os.close(descriptor)
     _, descriptor = _opened(arguments.source, "log")

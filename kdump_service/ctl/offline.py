@@ -75,8 +75,8 @@ def means_stored_dump(arguments: argparse.Namespace) -> bool:
     return word is None or not ("/" in word or os.path.lexists(word))
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """One of these verbs; the exit code."""
+def run(arguments: argparse.Namespace, *, descriptor: int | None = None) -> int:
+    """One of these verbs; the exit code. ``descriptor``: what ``log`` reads; ``source`` is only its name."""
     try:
         match arguments.verb:
             case "convert":
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             case "inspect":
                 return _inspect(arguments)
             case _:
-                return _log(arguments)
+                return _log(arguments, descriptor)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and arguments.verb != "convert":
             raise  # whoever reads has enough; of a dump, nobody has enough
@@ -201,12 +201,12 @@ _UNSOUND_EXIT_CODE = 43
 """As VerificationFailed: the file is not what it says."""
 
 
-def _log(arguments: argparse.Namespace) -> int:
+def _log(arguments: argparse.Namespace, descriptor: int | None) -> int:
     from kdump_service.dumpfile.open_image import open_image  # noqa: PLC0415  (numpy)
     from kdump_service.vmcore.address_space import AddressSpace  # noqa: PLC0415
     from kdump_service.vmcore.printk import format_record, read_log, record_as_dict  # noqa: PLC0415
 
-    with open_image(Path(arguments.source)) as opened:
+    with open_image(Path(arguments.source), descriptor=descriptor) as opened:
         image = opened.image
         for record in read_log(image.vmcoreinfo, AddressSpace(image), image.byte_order):
             if arguments.json:

@@ -202,7 +202,7 @@ class KdumpFile:
             )
         self._descriptors_offset = self._bitmaps_offset + bitmap_bytes
         # A flattened file may claim any length, but holds the bitmaps as they are.
-        if self._descriptors_offset > min(self.size_bytes, self.path.stat().st_size):
+        if self._descriptors_offset > min(self.size_bytes, self._file.stored_bytes):
             raise BadVmcore(
                 f"ends after {self.size_bytes:#x} bytes, within the bitmaps, which reach to "
                 f"{self._descriptors_offset:#x}"

@@ -158,6 +158,7 @@ class Lz4File:
         """Takes the file over once it is indexed. Raises OSError, or BadVmcore for what is no such file, is
         truncated, or cannot be read at random."""
         self._file = file
+        self.stored_bytes = file.stored_bytes
         # One element for each frame.
         self._content_starts = array("Q")
         self._frame_offsets = array("Q")

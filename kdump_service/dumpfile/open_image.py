@@ -59,13 +59,13 @@ class OpenedImage:
         return self.truncated or bool(self.image.header.flags & elf.ELF_FLAGS_INCOMPLETE)
 
 
-def open_image(path: Path, *, truncated_ok: bool = False) -> OpenedImage:
+def open_image(path: Path, *, descriptor: int | None = None, truncated_ok: bool = False) -> OpenedImage:
     """Open a memory image. Raises OSError, or BadVmcore with the path in front.
 
-    ``truncated_ok``: also open a flattened file whose end is missing.
+    ``descriptor``: see PlainFile. ``truncated_ok``: also open a flattened file whose end is missing.
     """
     with ExitStack() as opened:
-        file: ByteSource = PlainFile(path)
+        file: ByteSource = PlainFile(path, descriptor)
         opened.callback(file.close)
         try:
             file, wrapping, truncated = _unwrapped(file, truncated_ok)

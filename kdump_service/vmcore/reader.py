@@ -42,6 +42,10 @@ class ByteSource(Protocol):
     def size_bytes(self) -> int:
         """Length."""
 
+    @property
+    def stored_bytes(self) -> int:
+        """Length of the file that it comes from."""
+
     def read(self, offset: int, length: int) -> bytes:
         """Copy out bytes; fewer only at the end. Raises OSError or BadVmcore where they cannot be read."""
 
@@ -65,15 +69,22 @@ def closed_on_error(path: Path, file: ByteSource) -> Iterator[None]:
 class PlainFile:
     """A file of the file system."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises OSError, as all that reads; it names the file."""
+    def __init__(self, path: Path, descriptor: int | None = None) -> None:
+        """Raises OSError, as all that reads; it names the file.
+
+        ``descriptor``: the file is open already, and stays so; ``path`` is only its name. Who may read a
+        descriptor need not have the right to open the file.
+        """
         self._path = path
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if descriptor is None:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        else:
+            self.descriptor = os.dup(descriptor)
         try:
             status = os.fstat(self.descriptor)
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-            self.size_bytes = status.st_size
+            self.size_bytes = self.stored_bytes = status.st_size
             # A pseudo file system such as /proc says that it has no blocks.
             self.is_pseudo = os.fstatvfs(self.descriptor).f_blocks == 0
         except BaseException:

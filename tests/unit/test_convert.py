@@ -619,6 +619,40 @@ def test_log_with_callers_and_as_json(core: Path, capsys: pytest.CaptureFixture[
     assert records[1]["text"] == "Kernel panic - not syncing: sysrq triggered crash"
 
 
+BY_DESCRIPTOR = """
+import sys
+from kdump_service.bus.client import BusDump
+from kdump_service.ctl import dump_files
+from kdump_service.ctl.main import main
+descriptor = int(sys.argv[1])
+try:
+    open(f"/proc/self/fd/{descriptor}").close()
+    sys.exit("the file can be opened anew, so that this shows nothing")
+except PermissionError:
+    pass
+dump_files._opened = lambda pattern, what: (BusDump("/dump", {"Name": "stored"}), descriptor)
+sys.exit(main(["log", "stored", "--caller"]))
+"""
+
+
+@pytest.mark.parametrize("name", ["elf", "elf lz4", "kdump zstd", "flattened"])
+def test_log_of_a_dump_that_may_be_read_but_not_opened(
+    whole_dumps: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    """As a descriptor of the service's comes to who is not root, and may read dumps."""
+    path = tmp_path / "image"
+    shutil.copy(whole_dumps[name], path)
+    with path.open("rb") as file:
+        path.chmod(0)  # that keeps off all but root
+        done = subprocess.run(
+            [sys.executable, "-c", BY_DESCRIPTOR, str(file.fileno())], pass_fds=[file.fileno()],
+            user=65534 if os.geteuid() == 0 else None, cwd=Path(__file__).parents[2],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[   T77] Kernel panic" in done.stdout
+
+
 def test_a_core_that_names_no_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     machine = Machine(memory=[(MIB, 15 * MIB)])
     source = machine.write_elf(tmp_path / "core")

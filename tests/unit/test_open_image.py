@@ -5,6 +5,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,6 +101,24 @@ def test_formats(source: Path, tmp_path: Path, kind: str, wrapping: str) -> None
         buffer = memoryview(bytearray(PAGE))
         opened.pages.read_pages(0x1FF, 1, buffer)
         assert buffer == page(0x1FF)
+
+
+@pytest.mark.parametrize("kind", ["elf", "kdump", "lz4"])
+def test_a_file_that_is_open_already(source: Path, tmp_path: Path, kind: str) -> None:
+    """Its path is a name and no more."""
+    sink = FileSink(tmp_path / "dump")
+    _write(source, kind, sink)
+    sink.close()
+    with (tmp_path / "dump").open("rb") as file:
+        (tmp_path / "dump").rename(tmp_path / "elsewhere")
+        with open_image(tmp_path / "dump", descriptor=file.fileno()) as opened:
+            assert opened.image.read_physical(0x105 * PAGE, PAGE) == page(0x105)
+        assert file.read(4) == (tmp_path / "elsewhere").read_bytes()[:4]
+    with source.open("rb+") as file:
+        file.truncate(4)
+        with pytest.raises(BadVmcore, match=r"^named: ends after 4 bytes"):
+            open_image(Path("named"), descriptor=file.fileno())
+        os.fstat(file.fileno())
 
 
 @pytest.mark.parametrize("kind", ["elf", "kdump", "lz4"])

@@ -17,8 +17,8 @@ _EPILOG = """exit codes: 0 success; 1 internal error; 2 wrong usage; 3 status: n
 4 check: a crash now would not be captured; 5 reserve: the boot loader is not known, nothing was changed;
 6 rehearse: no whole dump came of it;
 10 bad configuration, option or value; 20 to 30 the crash kernel cannot be loaded (see REASON of status);
-32 not ready for a test crash; 34 no rehearsal is possible; 40 a file cannot be read, is damaged, or no
-dump; 41 a file cannot be written; 42 no room;
+32 not ready for a test crash; 33 the capture image could not be built; 34 no rehearsal is possible;
+40 a file cannot be read, is damaged, or no dump; 41 a file cannot be written; 42 no room;
 43 a dump is not sound; 44 a fault of the dump engine; 45 no such dump, or its files are missing; 46 an
 argument is wrong, or was not confirmed; 50 a program or the kernel's symbols are missing; 60 the
 service does not answer; 61 you do not have the right; 130 interrupted"""

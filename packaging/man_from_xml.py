@@ -80,7 +80,8 @@ and a word; their text says what happened, where, and what to do.
 .Pp
 A call that is none, or that has arguments of wrong types, is answered with one of the errors of
 .Li org.freedesktop.DBus.Error .
-Messages with a body of more than 32 KiB, and calls beyond 64 at a time from one connection, are refused with
+Messages with a body of more than 32 KiB, and calls beyond 64 at a time from one connection or 2048 from
+one user, are refused with
 .Li LimitsExceeded .
 .Sh EXAMPLES
 .Bd -literal

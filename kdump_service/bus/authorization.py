@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from weakref import WeakValueDictionary
 
 from dbus_next import Message, MessageFlag, MessageType, Variant
 
@@ -20,31 +21,41 @@ __all__ = ["Authority"]
 
 _ALLOW_USER_INTERACTION = 1  # polkit: CheckAuthorizationFlags
 
+# dbus-daemon lets one connection wait for 128 replies at a time (max_replies_per_connection), and refuses
+# more: so a storm of callers queues here. Questions to polkit may wait for a person to type a password; those
+# to the bus have places of their own, so that nobody's call waits behind them but the user's own.
+_MOST_LOOKUPS = 48
+_MOST_QUESTIONS = 64
+_MOST_QUESTIONS_OF_USER = 8
+
 
 class Authority:
     """Asks the bus and polkit, on one connection."""
 
     def __init__(self, bus: Connection) -> None:
         self._bus = bus
-        # dbus-daemon lets one connection wait for 128 replies at a time (max_replies_per_connection) and
-        # refuses more: a storm of callers queues here instead. Questions to polkit may wait for a person to
-        # type a password; those to the bus have places of their own, so that root never waits behind them.
-        self._lookups = asyncio.Semaphore(48)
-        self._questions = asyncio.Semaphore(64)
+        self._lookups = asyncio.Semaphore(_MOST_LOOKUPS)
+        self._questions = asyncio.Semaphore(_MOST_QUESTIONS)
+        self._questions_of: WeakValueDictionary[int, asyncio.Semaphore] = WeakValueDictionary()
+        """By user, as long as somebody waits for one. Who never answers leaves the others' places alone."""
 
-    async def require(self, message: Message, action: str) -> None:
-        """Raise NotAuthorized unless polkit grants ``action`` to the sender of ``message``.
+    async def user_id(self, sender: str) -> int:
+        """Whose connection that is. Raises NotAuthorized if the bus does not say, as of one that ended."""
+        async with self._lookups:
+            return await self._user_id(sender)
+
+    async def require(self, message: Message, user: int, action: str) -> None:
+        """Raise NotAuthorized unless polkit grants ``action`` to the sender of ``message``, who is ``user``.
 
         Root is not asked about: a machine without polkit can still be administered. A password is asked for
         only if the message says that somebody is there to type it.
         """
-        sender = message.sender or ""
-        async with self._lookups:
-            if await self._user_id(sender) == 0:
-                return
+        if user == 0:
+            return
         interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
-        async with self._questions:
-            granted = await self._ask_polkit(sender, action, interactive=interactive)
+        own = self._questions_of.setdefault(user, asyncio.Semaphore(_MOST_QUESTIONS_OF_USER))
+        async with own, self._questions:
+            granted = await self._ask_polkit(message.sender or "", action, interactive=interactive)
         if not granted:
             raise NotAuthorized(
                 f"you do not have the right {action}", "Do it as root, or ask an administrator."

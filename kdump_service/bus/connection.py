@@ -10,7 +10,8 @@ the client's side. What is cured here, each a way for one client to stop the ser
 * a message of 30 MiB was turned into Python objects, which takes seconds and a gigabyte, before anybody
   looked at it; now, with ``limited``, its body is dropped unread;
 * descriptors that came with a message stayed open for ever; now, with ``limited``, they are closed;
-* a message after the end of the connection could be written to whoever got its descriptor's number next.
+* a message after the end of the connection could be written to whoever got its descriptor's number next, and
+  who called then waited for ever.
 """
 
 from __future__ import annotations
@@ -87,6 +88,13 @@ class Connection(MessageBus):  # type: ignore[misc]
             self._reading = False
             self._loop.remove_reader(self._fd)
         return future
+
+    async def call(self, message: Message) -> Message | None:
+        """Call, and wait for the reply. Raises EOFError after the end of the connection, or what ended it."""
+        if self._disconnected:
+            raise EOFError("the connection has ended")
+        reply: Message | None = await super().call(message)
+        return reply
 
     def disconnect(self) -> None:
         """Leave the bus at once; what is not written is lost."""

@@ -9,10 +9,11 @@ new objects from the wrong path, and names no results in its introspection.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from dbus_next import Message, MessageFlag, MessageType, Variant
@@ -33,9 +34,11 @@ PROPERTIES = "org.freedesktop.DBus.Properties"
 OBJECT_MANAGER = "org.freedesktop.DBus.ObjectManager"
 _MANAGED = "a{oa{sa{sv}}}"
 
-_MOST_CALLS_OF_ONE = 64
-_MOST_CALLS = 4096
-"""Under way at a time, from one connection and from all. A call without reply is not counted by the bus."""
+_MOST_CALLS_OF_CONNECTION = 64
+_MOST_CALLS_OF_USER = 2048
+"""Under way at a time. A call without reply is not counted by the bus, and connections come and go;
+dbus-daemon lets a user have 256 (max_connections_per_user), here for eight calls each. There is no limit for
+all users together, which one of them could reach."""
 _LARGE_BYTES = 64 << 10
 _LONGEST_ECHO = 60
 """Characters of a caller's own text in an answer to it."""
@@ -52,7 +55,10 @@ class _Refused(Exception):
 class Authorizer(Protocol):
     """What decides over rights."""
 
-    async def require(self, message: Message, action: str) -> None:
+    async def user_id(self, sender: str) -> int:
+        """Raises NotAuthorized."""
+
+    async def require(self, message: Message, user: int, action: str) -> None:
         """Raises NotAuthorized."""
 
 
@@ -72,6 +78,10 @@ class Objects:
         """Large answers are sent one at a time, so that a small one waits for no more than one of them."""
         self._calls: set[asyncio.Task[None]] = set()
         self._callers: Counter[str] = Counter()
+        self._users: dict[str, asyncio.Task[int]] = {}
+        """Of connections that have calls under way: whose they are. Asked once for all of these calls."""
+        self._calls_of: Counter[int] = Counter()
+        """By user."""
 
     def add(
         self, path: str, interface: Interface, values: Mapping[str, Any], *, quietly: bool = False
@@ -107,11 +117,14 @@ class Objects:
         if message.message_type is not MessageType.METHOD_CALL:
             return False
         sender = str(message.sender)
-        if self._callers[sender] >= _MOST_CALLS_OF_ONE or len(self._calls) >= _MOST_CALLS:
+        if self._callers[sender] >= _MOST_CALLS_OF_CONNECTION:
             self._send_error(message, ErrorType.LIMITS_EXCEEDED.value, "too many calls are under way")
             return True
+        loop = asyncio.get_running_loop()
+        if not self._callers[sender]:
+            self._users[sender] = loop.create_task(self._authorizer.user_id(sender))
         self._callers[sender] += 1
-        task = asyncio.get_running_loop().create_task(self._answer(message))
+        task = loop.create_task(self._answer(message))
         self._calls.add(task)
         task.add_done_callback(self._answered)
         task.add_done_callback(lambda _: self._forget_caller(sender))
@@ -125,14 +138,27 @@ class Objects:
     def _forget_caller(self, sender: str) -> None:
         self._callers[sender] -= 1
         if not self._callers[sender]:
-            del self._callers[sender]
+            del self._callers[sender], self._users[sender]
+
+    @contextlib.contextmanager
+    def _counted(self, user: int) -> Iterator[None]:
+        """A call of this user is under way."""
+        if self._calls_of[user] >= _MOST_CALLS_OF_USER:
+            raise _Refused(ErrorType.LIMITS_EXCEEDED, "too many calls of yours are under way")
+        self._calls_of[user] += 1
+        try:
+            yield
+        finally:
+            self._calls_of[user] -= 1
+            if not self._calls_of[user]:
+                del self._calls_of[user]
 
     async def _answer(self, message: Message) -> None:
         """The edge to the bus: errors of ours keep their names; of others the caller learns nothing."""
         try:
-            if is_cut(message):
-                raise _Refused(ErrorType.LIMITS_EXCEEDED, "the message is too large")
-            reply = await self._reply(message)
+            user = await self._users[str(message.sender)]
+            with self._counted(user):
+                await self._reply_to(message, user)
         except _Refused as error:
             self._send_error(message, error.name, str(error))
         except KdumpError as error:
@@ -142,14 +168,18 @@ class Objects:
         except Exception:
             logger.exception("a call of %.60s from the bus failed", message.member)
             self._send_error(message, KdumpError.dbus_name(), "internal error; the journal says more")
-        else:
-            if isinstance(reply, PreparedReply) and len(reply.prepared_body) > _LARGE_BYTES:
-                async with self._large:
-                    await self._send(message, reply)
-            else:
-                self._send(message, reply)
 
-    async def _reply(self, message: Message) -> Message:
+    async def _reply_to(self, message: Message, user: int) -> None:
+        if is_cut(message):
+            raise _Refused(ErrorType.LIMITS_EXCEEDED, "the message is too large")
+        reply = await self._reply(message, user)
+        if isinstance(reply, PreparedReply) and len(reply.prepared_body) > _LARGE_BYTES:
+            async with self._large:
+                await self._send(message, reply)
+        else:
+            self._send(message, reply)
+
+    async def _reply(self, message: Message, user: int) -> Message:
         interfaces = self._objects.get(message.path)
         if interfaces is None and not any(path.startswith(_below(message.path)) for path in self._objects):
             raise _Refused(ErrorType.UNKNOWN_OBJECT, f"there is no object {_echo(message.path)}")
@@ -166,20 +196,20 @@ class Objects:
             case ("org.freedesktop.DBus.Properties", "GetAll", "s"):
                 return await self._get_all(message, interfaces)
             case ("org.freedesktop.DBus.Properties", "Set", "ssv"):
-                return await self._set(message, interfaces)
+                return await self._set(message, user, interfaces)
             case ("org.freedesktop.DBus.ObjectManager", "GetManagedObjects", "") if (
                 message.path == OBJECT_PATH
             ):
                 return self._managed_objects(message)
-        return await self._call_method(message, interfaces)
+        return await self._call_method(message, user, interfaces)
 
-    async def _call_method(self, message: Message, interfaces: Mapping[str, Interface]) -> Message:
+    async def _call_method(self, message: Message, user: int, interfaces: Mapping[str, Interface]) -> Message:
         method = _method(message, interfaces)
         if message.signature != method.signature:
             takes = ", ".join(f"{argument.name} ({argument.signature})" for argument in method.takes)
             raise _Refused(ErrorType.INVALID_ARGS, f"{method.name} takes {takes or 'no arguments'}")
         if method.action != FREE:
-            await self._authorizer.require(message, method.action)
+            await self._authorizer.require(message, user, method.action)
         result = await method.run(*message.body)
         if method.gives is None:
             return Message.new_method_return(message)
@@ -223,7 +253,7 @@ class Objects:
             return self._announced[path, interface.name]
         return await interface.read()
 
-    async def _set(self, message: Message, interfaces: Mapping[str, Interface]) -> Message:
+    async def _set(self, message: Message, user: int, interfaces: Mapping[str, Interface]) -> Message:
         _, prop = _property(interfaces, *message.body[:2])
         if prop.write is None:
             raise _Refused(ErrorType.PROPERTY_READ_ONLY, f"{prop.name} cannot be set")
@@ -233,7 +263,7 @@ class Objects:
                 ErrorType.INVALID_ARGS,
                 f"{prop.name} is of type {prop.signature}, not {_echo(value.signature)}",
             )
-        await self._authorizer.require(message, prop.action)
+        await self._authorizer.require(message, user, prop.action)
         await prop.write(value.value)
         return Message.new_method_return(message)
 

@@ -314,6 +314,7 @@ class FakePolkit:
 
     def __init__(self, bus: PrivateBus, folder: Path) -> None:
         self._folder = folder
+        self.never_answer()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.bus.fake_polkit", str(folder)],
             env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": bus.address},
@@ -326,6 +327,10 @@ class FakePolkit:
     def grant(self, *names: str) -> None:
         """From now on, grant to these unique bus names only; ``*`` is everybody."""
         (self._folder / "granted").write_text("\n".join(names))
+
+    def never_answer(self, *names: str) -> None:
+        """From now on, leave questions about these unique bus names open."""
+        (self._folder / "unanswered").write_text("\n".join(names))
 
     def asked(self) -> list[tuple[str, str, str]]:
         """Subject, action and flags of each question so far."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Run as a child: answers CheckAuthorization as polkitd would, by a list of names that are granted."""
+"""Run as a child: answers CheckAuthorization as polkitd would, by a list of names that are granted.
+
+Names on a second list are never answered, as where a person does not type the password.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ async def _main() -> None:
     folder = Path(sys.argv[1])
     bus = await connect_system_bus()
 
-    def answer(message: Message) -> Message | None:
+    def names(file: str) -> list[str]:
+        return (folder / file).read_text().split()
+
+    def answer(message: Message) -> Message | bool | None:
         if message.message_type is not MessageType.METHOD_CALL or message.member != "CheckAuthorization":
             return None
         (kind, details), action, _, flags, _ = message.body
@@ -25,7 +31,9 @@ async def _main() -> None:
         name = details["name"].value
         with (folder / "asked").open("a") as file:
             file.write(f"{name} {action} {flags}\n")
-        granted = (folder / "granted").read_text().split()
+        if name in names("unanswered"):
+            return True
+        granted = names("granted")
         return Message.new_method_return(
             message, "(bba{ss})", [[name in granted or "*" in granted, False, {}]]
         )

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from kdump_service.bus.connection import LARGEST_BODY_BYTES, Connection
 from tests.builders.machine_root import MachineRoot
 from tests.builders.stored_dumps import put_dump
 from tests.bus.conftest import BusClient, FakePolkit, PrivateBus, RunningDaemon
+from tests.bus.daemon_with_users import write_users
 
 PROPERTIES = "org.freedesktop.DBus.Properties"
 SETTINGS = "org.kdump.Kdump1.Settings"
@@ -297,6 +299,51 @@ def test_calls_without_reply_pile_up_nowhere(
     assert _run(bus, act) == "armed"
 
 
+@pytest.mark.parametrize(
+    ("connections", "calls_each"),
+    [(4, 50), (70, 63)],  # more than are asked of polkit at a time; than one user may have under way
+)
+def test_a_password_that_is_never_typed_holds_up_its_own_user_alone(
+    bus: PrivateBus, machine: MachineRoot, polkit: FakePolkit, connections: int, calls_each: int
+) -> None:
+    daemon = RunningDaemon(bus, machine, module="tests.bus.daemon_with_users")
+    try:
+        asyncio.run(_others_beside_who_never_answers(bus, machine, polkit, connections, calls_each))
+    finally:
+        assert "Traceback" not in daemon.stop()
+
+
+async def _others_beside_who_never_answers(
+    bus: PrivateBus, machine: MachineRoot, polkit: FakePolkit, connections: int, calls_each: int
+) -> None:
+    async with AsyncExitStack() as stack:
+        stranger, administrator, root, *silent = [
+            await stack.enter_async_context(BusClient(bus.address)) for _ in range(3 + connections)
+        ]
+        never_answers = [str(client.bus.unique_name) for client in silent]
+        users = dict.fromkeys(never_answers, 1000)
+        users |= {str(administrator.bus.unique_name): 1001, str(stranger.bus.unique_name): 1002}
+        write_users(machine.path, users)
+        polkit.never_answer(*never_answers)
+        polkit.grant(str(administrator.bus.unique_name))
+        for client in silent:
+            for _ in range(calls_each):
+                client.begin("Arm", flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
+        for client in silent:  # once there is an answer, the calls before it are under way
+            pong = await client.call("Ping", interface="org.freedesktop.DBus.Peer")
+        assert pong.error_name == (None if connections * calls_each < 2048 else f"{ERROR}LimitsExceeded")
+
+        denied = "org.kdump.Kdump1.Error.NotAuthorized"
+        for caller in (stranger, administrator, root):
+            start = asyncio.get_running_loop().time()
+            assert await asyncio.wait_for(caller.get("State"), 10) == "armed"
+            assert (await asyncio.wait_for(caller.call("Check"), 10)).error_name is None
+            assert asyncio.get_running_loop().time() - start < 1
+            reply = await asyncio.wait_for(caller.call("Arm"), 10)
+            assert reply.error_name == (denied if caller is stranger else None)
+        assert sum(name in never_answers for name, _, _ in polkit.asked()) == 8
+
+
 def test_a_client_that_vanishes_in_the_middle_of_a_call(daemon: RunningDaemon, bus: PrivateBus) -> None:
     async def vanish(client: BusClient) -> None:
         for member in ("Check", "Arm", "Rebuild", "Estimate"):
@@ -382,6 +429,24 @@ def test_acts_go_on_while_the_bus_is_away(
     daemon.call("Arm")  # waits for what was asked for before
     in_file = (machine.path / "etc/kdump-service.conf.d/90-kdumpctl.conf").read_text()
     assert f"MaxDumps={daemon.read('MaxDumps', SETTINGS)}\n" in in_file
+
+
+def test_nobody_waits_for_a_bus_that_went_away(bus: PrivateBus) -> None:
+    """As calls do that waited for their turn to ask polkit, and get it when who asked has lost the bus."""
+
+    async def act() -> None:
+        connection = await Connection(bus.address).connect()
+        connection.disconnect()
+        question = Message(
+            destination="org.freedesktop.DBus",
+            path="/org/freedesktop/DBus",
+            interface="org.freedesktop.DBus.Peer",
+            member="Ping",
+        )
+        with pytest.raises(EOFError):
+            await asyncio.wait_for(connection.call(question), 10)
+
+    asyncio.run(act())
 
 
 def test_a_full_socket_keeps_descriptors_for_later() -> None:

@@ -25,6 +25,7 @@ from tests.bus.conftest import FakePolkit, PrivateBus, RunningDaemon
 
 DBUS = Path(__file__).parents[2] / "dbus"
 XML_FILES = ("org.kdump.Kdump1.xml", "org.kdump.Kdump1.Dump.xml")
+EMITS_CHANGED = "org.freedesktop.DBus.Property.EmitsChangedSignal"
 # Everybody may call these, and everything else takes a right.
 FREE_METHODS = {"Check", "Estimate", "GetSettings"}
 
@@ -50,11 +51,16 @@ def _contract(name: str) -> ElementTree.Element:
 
 
 def _members(interface: ElementTree.Element) -> Iterator[tuple[str, ...]]:
+    """Kind, name and what else a member says of itself; annotations last."""
     for member in interface:
         name = member.attrib["name"]
+        annotations = {each.attrib["name"]: each.attrib["value"] for each in member.findall("annotation")}
         if member.tag == "property":
-            yield (member.tag, name, member.attrib["type"], member.attrib["access"])
+            annotations.setdefault(EMITS_CHANGED, "true")  # D-Bus specification, "Introspection Data Format"
+            said = [f"{key}={value}" for key, value in sorted(annotations.items())]
+            yield (member.tag, name, member.attrib["type"], member.attrib["access"], *said)
         else:
+            assert not annotations
             arguments = [
                 f"{arg.attrib['direction']} {arg.attrib['type']} {arg.attrib['name']}"
                 for arg in member.findall("arg")
@@ -113,7 +119,8 @@ def test_settings_in_the_contract_are_the_table() -> None:
     properties = [
         member for member in _members(_contract(names.SETTINGS_INTERFACE)) if member[0] == "property"
     ]
-    assert properties == [("property", each.key, each.signature, "readwrite") for each in SETTINGS]
+    changes = f"{EMITS_CHANGED}=true"
+    assert properties == [("property", each.key, each.signature, "readwrite", changes) for each in SETTINGS]
 
 
 def test_every_method_and_setter_takes_a_right_or_is_on_the_list() -> None:

@@ -17,13 +17,23 @@ from kdump_service.reserve.machine import Machine
 from kdump_service.reserve.plan import BootLoader, Change, Plan
 from kdump_service.reserve.words import edited_keys, edited_lines
 
-__all__ = ["CMDLINE", "VENDOR_CMDLINE", "notes_on_sources", "own_entries", "plan_entries", "plan_images"]
+__all__ = [
+    "CMDLINE",
+    "ENVIRONMENT_HEAD",
+    "VENDOR_CMDLINE",
+    "notes_on_sources",
+    "own_entries",
+    "padded_environment",
+    "plan_entries",
+    "plan_images",
+]
 
 CMDLINE, VENDOR_CMDLINE = "/etc/kernel/cmdline", "/usr/lib/kernel/cmdline"
 _PRESET = re.compile(r"^\s*\w+_(?:uki|efi_image)=", re.MULTILINE)
 _IMAGES = ("boot/EFI/Linux/*.efi", "efi/EFI/Linux/*.efi", "boot/efi/EFI/Linux/*.efi")
 _INSTALL_CONF = ("etc/kernel/install.conf", "etc/kernel/install.conf.d/*.conf", "usr/lib/kernel/install.conf",
                  "usr/lib/kernel/install.conf.d/*.conf")  # fmt: skip
+ENVIRONMENT_HEAD = "# GRUB Environment Block\n"
 _ENVIRONMENT_BYTES = 1024
 """GRUB's environment block is padded to this with # (its manual, section "Environment block")."""
 
@@ -96,12 +106,19 @@ def _environment_changes(machine: Machine, words: Sequence[str], writer: str) ->
         if not re.search(r"^kernelopts=", text, re.MULTILINE):
             continue
         options = re.sub(r"^kernelopts=(.*)$", lambda found: f"kernelopts={_line(found[1], words)}", text,
-                         flags=re.MULTILINE).rstrip("#")  # fmt: skip
-        padding = _ENVIRONMENT_BYTES - len(options.encode("utf-8", "surrogateescape"))
-        if padding < 0:
+                         flags=re.MULTILINE)  # fmt: skip
+        after = padded_environment(options)
+        if after is None:
             raise ConfigError(f"{path}: GRUB's environment has no room for {' '.join(words)}")
-        changes.append(Change(path, text, options + "#" * padding, writer))
+        changes.append(Change(path, text, after, writer))
     return changes
+
+
+def padded_environment(text: str) -> str | None:
+    """GRUB's environment block, edited, in its full length again; None if that is too small."""
+    body = text.rstrip("#")
+    padding = _ENVIRONMENT_BYTES - len(body.encode("utf-8", "surrogateescape"))
+    return body + "#" * padding if padding >= 0 else None
 
 
 def _line(line: str, words: Sequence[str]) -> str:

@@ -65,6 +65,8 @@ class Plan:
     """Run one after the other, when the files are changed."""
     notes: tuple[str, ...] = ()
     """Sentences for the administrator."""
+    as_wanted: tuple[Change, ...] = ()
+    """Files of the boot loader that have the words already: nothing is done to them."""
 
     def diff(self) -> str:
         """All changes, as diff -u prints them."""

@@ -58,4 +58,5 @@ def make_plan(root: Path, words: Sequence[str]) -> Plan:
         needed,
         tuple(command for part in parts for command in part.commands) if needed else (),
         tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        tuple(change for change in changes.values() if change.before == change.after),
     )

@@ -2,7 +2,8 @@
 """What was there before we changed it, kept in /var/lib, and the plan that brings it back.
 
 It is written before the first file changes, so that whatever happens meanwhile there is a way back. A second
-change keeps the memory of the time before the first one.
+change keeps the memory of the time before the first one, also of files that others edited in between, and of
+loader entries that came with our words.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from pathlib import Path
 from kdump_service.errors import ConfigError
 from kdump_service.kernel.crashkernel import requested
 from kdump_service.record import write_atomically
-from kdump_service.reserve.entries import CMDLINE, VENDOR_CMDLINE, notes_on_sources, own_entries
+from kdump_service.reserve.entries import (
+    CMDLINE,
+    ENVIRONMENT_HEAD,
+    VENDOR_CMDLINE,
+    notes_on_sources,
+    own_entries,
+    padded_environment,
+)
 from kdump_service.reserve.grub import DROP_IN_HEADER
 from kdump_service.reserve.machine import Machine
 from kdump_service.reserve.plan import Change, Plan, change_from_json
@@ -36,7 +44,17 @@ class Kept:
     words: tuple[str, ...]
     """What we have put in."""
     changes: tuple[Change, ...]
+    """Between what was there before the first time, and what we left the last time. With two equal texts: a
+    file that had the words already, which are somebody else's then."""
     commands: tuple[tuple[str, ...], ...]
+    earlier_words: tuple[tuple[str, ...], ...] = ()
+    """What we have put in before ``words``. An entry made from the running kernel's command line has it, and
+    so has a file that we did not come to."""
+
+    @property
+    def ours(self) -> tuple[tuple[str, ...], ...]:
+        """All that we have put in, the newest first."""
+        return tuple(dict.fromkeys((self.words, *self.earlier_words)))
 
 
 def kept(root: Path) -> Kept | None:
@@ -51,6 +69,7 @@ def kept(root: Path) -> Kept | None:
             tuple(map(str, document["words"])),
             tuple(change_from_json(each) for each in document["changes"]),
             tuple(tuple(map(str, command)) for command in document["commands"]),
+            tuple(tuple(map(str, words)) for words in document.get("earlier_words", ())),
         )
     except FileNotFoundError:
         return None
@@ -59,16 +78,41 @@ def kept(root: Path) -> Kept | None:
 
 
 def keep(root: Path, plan: Plan) -> None:
-    """Remember what the files of the plan are now, unless that is of our own doing. Raises ConfigError."""
+    """Remember what the files of the plan are now, without what is of our own doing. Raises ConfigError."""
     earlier = kept(root)
     changes = {change.path: change for change in (earlier.changes if earlier else ())}
     for change in plan.changes:
-        old = changes.get(change.path)
-        if old is not None and old.after == change.before:
-            changes[change.path] = dataclasses.replace(change, before=old.before)
-        else:
-            changes[change.path] = change
-    _write(root, Kept(plan.boot_loader, plan.words, tuple(changes.values()), plan.commands))
+        changes[change.path] = _since_the_first(change, earlier)
+    for change in plan.as_wanted:
+        if change.path not in changes:
+            changes[change.path] = _since_the_first(change, earlier)
+    _write(
+        root,
+        Kept(
+            plan.boot_loader,
+            plan.words,
+            tuple(changes.values()),
+            plan.commands,
+            tuple(words for words in (earlier.ours if earlier else ()) if words != plan.words),
+        ),
+    )
+
+
+def _since_the_first(change: Change, earlier: Kept | None) -> Change:
+    """The change as it would be, had we never changed the file before. What others did to it stays."""
+    now = change.before
+    if earlier is None or now is None:
+        return change
+    old = next((each for each in earlier.changes if each.path == change.path), None)
+    if old is None:
+        restored = _as_its_source_was(now, earlier)
+        return change if restored is None else dataclasses.replace(change, before=restored)
+    if now == old.before or _is_as_we_left_it(now, old, earlier):
+        return dataclasses.replace(change, before=old.before)
+    before = _without_ours(now, old, earlier)
+    if before is None:
+        before = _by_parts_without_ours(now, old, earlier)
+    return dataclasses.replace(change, before=before)
 
 
 def _write(root: Path, what: Kept) -> None:
@@ -78,6 +122,7 @@ def _write(root: Path, what: Kept) -> None:
         "words": what.words,
         "changes": [{"path": each.path, "before": each.before, "after": each.after} for each in what.changes],
         "commands": what.commands,
+        "earlier_words": what.earlier_words,
     }
     path = root / WAY_BACK_FILE
     try:
@@ -124,19 +169,19 @@ def plan_way_back(root: Path) -> Plan:
     changes, notes, conflicts = [], [], []
     for change in what.changes:
         now = machine.read(change.path)
-        if now == change.before:
+        if change.before in (now, change.after):
             continue
-        if now and words_in(now) == list(what.words) and _would_come_back(machine, change):
+        if now and tuple(words_in(now)) in what.ours and _would_come_back(machine, change):
             changes.append(Change(change.path, now, edited_lines(now, ())))
             notes.append(
                 f"{change.path} stays, without crashkernel=: else that of the running kernel is taken."
             )
-        elif now == change.after:
-            changes.append(Change(change.path, now, change.before))
         elif now is None:
             notes.append(f"{change.path} is gone, and stays so.")
+        elif _is_as_we_left_it(now, change, what):
+            changes.append(Change(change.path, now, change.before))
         else:
-            restored = _without_ours(now, change, what.words)
+            restored = _without_ours(now, change, what)
             if restored is None:
                 conflicts.append(change.path)
             elif restored != now:
@@ -159,18 +204,57 @@ def _would_come_back(machine: Machine, change: Change) -> bool:
     return made_by_us and bool(requested(machine.command_line))
 
 
-def _without_ours(now: str, change: Change, ours: Sequence[str]) -> str | None:
+def _is_as_we_left_it(now: str, change: Change, what: Kept) -> bool:
+    """Whether nobody but us has changed it. Where we were killed, it has words of an earlier time yet."""
+    return any(
+        text == change.after for text in (now, *(_replaced(now, each, what.words) for each in what.ours))
+    )
+
+
+def _without_ours(now: str, change: Change, what: Kept) -> str | None:
     """A file that others have changed, too, with our words taken out of it; None if that cannot be done."""
     if not words_in(now):
         return now
     if (change.after or "").startswith(DROP_IN_HEADER):
         return None
     before = _by_line(change.before)
-    if len(words_in(now)) == len(ours):
-        return replaced_words(now, ours, [word for words in before for word in words])
-    if len(set(before)) > 1:
-        return None  # which of them was where?
-    return replaced_words(now, ours, before[0] if before else ())
+    for ours in what.ours:
+        if len(words_in(now)) == len(ours):
+            restored = _replaced(now, ours, [word for words in before for word in words])
+        elif len(set(before)) > 1:
+            continue  # which of them was where?
+        else:
+            restored = _replaced(now, ours, before[0] if before else ())
+        if restored is not None:
+            return restored
+    return None
+
+
+def _by_parts_without_ours(now: str, change: Change, what: Kept) -> str | None:
+    """The same where that cannot be done as a whole: what is not as we left it is somebody else's."""
+    was, left = change.before or "", change.after or ""
+    if DROP_IN_HEADER in left and DROP_IN_HEADER in now:
+        # A part of it alone is no shell that could be kept.
+        return was + now.replace(left, "") if left in now else change.before
+    old, new = was.splitlines(keepends=True), left.splitlines(keepends=True)
+    back = dict(zip(new, old, strict=True)) if len(old) == len(new) else {}
+    before = next(iter(_by_line(was)), ())
+    lines = []
+    for line in now.splitlines(keepends=True):
+        edited = (replaced_words(line, ours, before) for ours in what.ours)
+        lines.append(back.get(line) or next((text for text in edited if text is not None), line))
+    whole = _whole("".join(lines))
+    return change.before if whole is None else whole
+
+
+def _replaced(text: str, ours: Sequence[str], others: Sequence[str]) -> str | None:
+    new = replaced_words(text, ours, others)
+    return new if new is None else _whole(new)
+
+
+def _whole(text: str) -> str | None:
+    # GRUB itself writes into its environment at each boot, so that it is seldom as we left it.
+    return padded_environment(text) if text.startswith(ENVIRONMENT_HEAD) else text
 
 
 def _by_line(text: str | None) -> list[tuple[str, ...]]:
@@ -178,17 +262,23 @@ def _by_line(text: str | None) -> list[tuple[str, ...]]:
     return [tuple(words) for line in (text or "").splitlines() if (words := words_in(line))]
 
 
+def _as_its_source_was(text: str, what: Kept) -> str | None:
+    """A file that came since, and got our words from those that we changed, with the words that these had;
+    None if it has others than ours."""
+    # New entries are made from CMDLINE; what has somebody else's words to this day has given ours to none.
+    changed = [change for change in what.changes if change.before != change.after or change.path == CMDLINE]
+    sources = sorted(changed, key=lambda change: change.path != CMDLINE)
+    before = next((lines[0] for change in sources if (lines := _by_line(change.before))), ())
+    ours = tuple(words_in(text))
+    return replaced_words(text, ours, before) if ours in what.ours else None
+
+
 def _newer_entries(machine: Machine, what: Kept) -> list[Change]:
     """Entries of kernels that came since got our words from the files that we changed."""
     known = {change.path for change in what.changes}
-    sources = sorted(
-        what.changes, key=lambda change: change.path != CMDLINE
-    )  # what new entries are made from
-    before = next((lines[0] for change in sources if (lines := _by_line(change.before))), ())
     changes = []
     for path, text in own_entries(machine)[0]:
-        if path not in known and words_in(text) == list(what.words):
-            after = replaced_words(text, what.words, before)
-            if after is not None and after != text:
-                changes.append(Change(path, text, after))
+        after = None if path in known else _as_its_source_was(text, what)
+        if after is not None and after != text:
+            changes.append(Change(path, text, after))
     return changes

@@ -492,3 +492,205 @@ def test_what_is_kept_is_for_root_alone(tree: BootTree) -> None:
     kept = tree.path / WAY_BACK_FILE
     assert kept.stat().st_mode & 0o777 == 0o600
     assert json.loads(kept.read_text())["words"] == list(OURS)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_environment_that_grub_wrote_into_keeps_its_length(tree: BootTree, times: int) -> None:
+    fedora(tree, kernelopts=True)
+    name = "boot/grub2/grubenv"
+    before = tree.read(name)
+
+    def boot(text: str) -> str:
+        return text.rstrip("#").replace("saved_entry=1", "saved_entry=1\nboot_success=1").ljust(1024, "#")
+
+    _reserve(tree, ("crashkernel=256M",))
+    tree.write(name, boot(tree.read(name)))
+    if times == 2:
+        _reserve(tree, TWO)
+    _revert(tree)
+    assert tree.read(name) == boot(before)
+
+
+# More than one reserve
+
+
+OLD = "crashkernel=2G-64G:256M,64G-:512M"
+"""What Fedora has before."""
+
+
+def _new_kernel(tree: BootTree, release: str) -> Path:
+    """An entry as kernel-install makes it, from the command line that it is given."""
+    return tree.write(
+        ENTRY.replace("6.11.0", release),
+        f"title Fedora\nlinux /vmlinuz-{release}\noptions {tree.read('etc/kernel/cmdline')}",
+    )
+
+
+def _append(tree: BootTree, name: str, text: str) -> None:
+    tree.write(name, tree.read(name) + text)
+
+
+def test_what_was_before_the_first_of_two_comes_back(tree: BootTree) -> None:
+    fedora(tree)
+    before = tree.all_files()
+    _reserve(tree)
+    newer = _new_kernel(tree, "6.12.0")
+    _append(tree, "etc/default/grub", "GRUB_DISABLE_OS_PROBER=true\n")
+    _reserve(tree, ("crashkernel=512M",))
+    assert "crashkernel=512M\n" in newer.read_text()
+    _revert(tree)
+    assert newer.read_text().endswith(f"options {ROOT} ro rhgb quiet {OLD}\n")
+    name = "etc/default/grub"
+    after = tree.all_files()
+    assert after.pop(str(newer.relative_to(tree.path)))
+    assert after == {**before, name: before[name] + b"GRUB_DISABLE_OS_PROBER=true\n"}
+    assert not (tree.path / WAY_BACK_FILE).exists()
+
+
+def test_what_was_before_the_first_of_three_comes_back(tree: BootTree) -> None:
+    fedora(tree, grubby=False)
+    before = tree.all_files()
+    added = b""
+    newer = []
+    for number, words in enumerate([OURS, TWO, ("crashkernel=1G,high", "crashkernel=72M,low")]):
+        _reserve(tree, words)
+        newer.append(_new_kernel(tree, f"6.1{number + 2}.0"))
+        _append(tree, "etc/default/grub", f"ADDED_{number}=yes\n")
+        added += f"ADDED_{number}=yes\n".encode()
+        entry = tree.path / ENTRY
+        entry.write_text(entry.read_text().replace(" quiet", f" quiet added={number}"))
+    _revert(tree)
+    after = tree.all_files()
+    for each in newer:
+        assert after.pop(str(each.relative_to(tree.path))).endswith(f" quiet {OLD}\n".encode())
+    before["etc/default/grub"] += added
+    before[ENTRY] = before[ENTRY].replace(b" quiet", b" quiet added=2 added=1 added=0")
+    assert after == before
+
+
+@pytest.mark.parametrize("words", [OURS, TWO])
+def test_a_kernel_that_came_with_the_words_of_before_the_last(tree: BootTree, words: tuple[str, ...]) -> None:
+    """As it does from the running kernel's command line, until the machine is rebooted."""
+    fedora(tree)
+    _reserve(tree, words)
+    newer = _new_kernel(tree, "6.12.0")
+    copied = newer.read_text()
+    newer.unlink()
+    _reserve(tree, ("crashkernel=1G",))
+    newer.write_text(copied)
+    _revert(tree)
+    assert requested(newer.read_text().splitlines()[-1]) == [OLD]
+
+
+def test_words_that_happen_to_be_ours_stay(tree: BootTree) -> None:
+    """The administrator's own, which were there before."""
+    fedora(tree)
+    rescue = f"boot/loader/entries/{MACHINE_ID}-0-rescue.conf"
+    tree.write(rescue, tree.read(rescue).replace(OLD, OURS[0]))
+    before = tree.all_files()
+    _reserve(tree)
+    _revert(tree)
+    assert tree.all_files() == before
+    _reserve(tree)
+    _reserve(tree, TWO)
+    _revert(tree)
+    assert tree.all_files() == before
+
+
+def test_words_that_happen_to_be_ours_are_not_given_to_others(tree: BootTree) -> None:
+    systemd_boot(tree)
+    by_hand = "boot/efi/loader/entries/by-hand.conf"
+    tree.write(by_hand, f"linux /v\noptions {ROOT} crashkernel=256M\n")
+    _reserve(tree)
+    newer = tree.write(
+        f"boot/efi/loader/entries/{MACHINE_ID}-7.0.conf", f"linux /v\noptions {ROOT} crashkernel=256M\n"
+    )
+    _revert(tree)
+    assert newer.read_text() == f"linux /v\noptions {ROOT}\n"
+    assert tree.read(by_hand).endswith("crashkernel=256M\n")
+
+
+def test_words_that_somebody_put_in_between_come_back(tree: BootTree) -> None:
+    """They are not ours; what is ours beside them is taken out."""
+    fedora(tree)
+    before = tree.read("etc/default/grub")
+    _reserve(tree)
+    _append(tree, "etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="crashkernel=300M"\n')
+    entry = tree.path / ENTRY
+    entry.write_text(entry.read_text().replace("=256M", "=300M"))
+    _reserve(tree, TWO)
+    _revert(tree)
+    assert tree.read("etc/default/grub") == before + 'GRUB_CMDLINE_LINUX_DEFAULT="crashkernel=300M"\n'
+    assert f"options {ROOT} ro rhgb quiet crashkernel=300M\n" in entry.read_text()
+
+
+def test_the_same_again_after_somebody_else(tree: BootTree) -> None:
+    """What has the words already is noted as well."""
+    fedora(tree)
+    _reserve(tree)
+    newer = _new_kernel(tree, "6.12.0")
+    tree.write("etc/default/grub", tree.read("etc/default/grub").replace("=256M", "=300M"))
+    _reserve(tree)
+    _reserve(tree, TWO)
+    _revert(tree)
+    assert requested(newer.read_text().splitlines()[-1]) == [OLD]
+    assert 'GRUB_CMDLINE_LINUX="rhgb quiet crashkernel=300M"' in tree.read("etc/default/grub")
+
+
+def test_each_label_gets_its_own_words_back(tree: BootTree) -> None:
+    text = "".join(
+        f"label l{number}\n\tappend {ROOT} l{number}{words}\n"
+        for number, words in enumerate(["", " crashkernel=1G", " crashkernel=2G"])
+    )
+    tree.write("boot/extlinux/extlinux.conf", text)
+    _reserve(tree)
+    _append(tree, "boot/extlinux/extlinux.conf", f"label l3\n\tappend {ROOT} crashkernel=256M\n")
+    _reserve(tree, TWO)
+    _revert(tree)
+    assert tree.read("boot/extlinux/extlinux.conf") == (text + f"label l3\n\tappend {ROOT} crashkernel=1G\n")
+
+
+DROP_IN = "etc/default/grub.d/zz-kdump-service.cfg"
+
+
+def test_what_was_added_to_our_drop_in_stays(tree: BootTree) -> None:
+    debian_grub(tree)
+    before = tree.all_files()
+    _reserve(tree)
+    _append(tree, DROP_IN, "GRUB_TIMEOUT=1\n")
+    _reserve(tree, TWO)
+    _revert(tree)
+    assert tree.all_files() == {**before, DROP_IN: b"GRUB_TIMEOUT=1\n"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("=256M", "=300M"), ("    sed -e", "    sed -E -e")], ids=["word", "half-a-line"]
+)
+def test_our_drop_in_that_was_rewritten_goes(tree: BootTree, old: str, new: str) -> None:
+    """A part of it may be no shell; before the first reserve there was none."""
+    debian_grub(tree)
+    before = tree.all_files()
+    _reserve(tree)
+    tree.write(DROP_IN, tree.read(DROP_IN).replace(old, new))
+    _reserve(tree, TWO)
+    _revert(tree)
+    assert tree.all_files() == before
+
+
+def test_killed_in_a_second_one_there_is_a_way_back(
+    system: tuple[BootTree, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has the words of the first one yet is ours, too."""
+    tree, _ = system
+    before = {name: content for name, content in tree.all_files().items() if not name.endswith(".efi")}
+    _reserve(tree)
+
+    def die(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("kdump_service.reserve.apply.put_text", die)
+        apply_plan(tree.path, make_plan(tree.path, TWO), die)
+    _revert(tree)
+    after = {name: content for name, content in tree.all_files().items() if not name.endswith(".efi")}
+    assert after == before

@@ -151,6 +151,9 @@ class DumpRecord:
     """Whether an administrator asked for the crash, to see it captured."""
     armed_identity: str = ""
     """SHA-256 of kernel, image, command line and target that were armed: what this dump is a proof of."""
+    environment: str = ""
+    """What the capture boot ran in, as ``Environment=`` has it: initramfs or rootfs. Empty if it did not
+    know, and in records of versions that did not write it down."""
     kernel_log_records: int = 0
     """Records of the kernel's log that were saved."""
     format: str = ""

@@ -75,6 +75,7 @@ class Capture:
             host=self._settings.host or self._kernel_files.host_name,
             boot_id=self._settings.boot_id,
             armed_identity=self._settings.armed_identity,
+            environment=self._settings.environment,
             capture_uptime_seconds=round(self._kernel_files.uptime_sec(), 2),
             memory_total_kib=self._gauge.total_kib,
             memory_available_at_start_kib=self._gauge.available_at_start_kib,

@@ -33,6 +33,13 @@ class CaptureSettings:
     problems: tuple[str, ...] = ()
     """What could not be used; defaults stand in its place."""
 
+    @property
+    def environment(self) -> str:
+        """What this boot runs in, as ``Environment=`` has it; empty if nothing was left for it."""
+        if self.small_image:
+            return "initramfs"
+        return "rootfs" if self.boot_id else ""
+
 
 def read_capture_settings(root: Path) -> CaptureSettings:
     """Read what :func:`kdump_service.arm.plan.write_capture_settings` wrote; defaults for what is missing."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How much memory and room a capture needs: from what earlier ones used, else from sizes of files.
+"""How much memory and room a capture needs: from what earlier ones used, and from sizes of files.
 
 Each figure is an upper bound, so that who follows it is on the safe side.
 """
@@ -7,12 +7,14 @@ Each figure is an upper bound, so that who follows it is on the safe side.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from kdump_service.arm.images import find_initramfs
+from kdump_service.arm.images import find_initramfs, find_kernel
+from kdump_service.arm.loader import FileIdentity, Loader, LoadRequest, least_reservation_bytes
 from kdump_service.config import Config
-from kdump_service.errors import ImageMissing
+from kdump_service.errors import ImageMissing, ImageUnreadable
 from kdump_service.image.store import IMAGES_FOLDER
 from kdump_service.kernel.crashkernel import aligned
 from kdump_service.kernel.files import KernelFiles
@@ -22,11 +24,13 @@ from kdump_service.service.rehearsal import measured_by_rehearsals
 from kdump_service.service.shrunk import reserved_at_boot
 
 __all__ = [
+    "Need",
     "dump_bytes",
+    "environment_of",
     "estimate",
-    "image_reservation_bytes",
-    "images_reservation_bytes",
     "measured_reservation_bytes",
+    "of_the_same_kind",
+    "reservation_need",
     "used_bytes",
 ]
 
@@ -90,26 +94,85 @@ def estimate(
         "Contents": config.contents,
         "DumpBytes": dump_bytes(kernel_files, config, records, reserved_bytes),
     }
-    measured = [*records, *measured_by_rehearsals(kernel_files.root)]
-    used = used_bytes(measured, kernel_files.release)
-    at_boot = reserved_at_boot(kernel_files, reserved_bytes)
-    recommended = measured_reservation_bytes(measured, kernel_files.release, at_boot)
-    if used and recommended:
-        result |= {"CaptureUsedBytes": used, "RecommendedBytes": recommended, "Basis": "measured"}
-    else:
-        recommended = images_reservation_bytes(kernel_files, config)
-        if recommended:
-            result |= {"RecommendedBytes": recommended, "Basis": "images"}
+    loaded = Loader(kernel_files).loaded_request()
+    need = reservation_need(kernel_files, config, records, loaded, reserved_bytes)
+    if need.used_bytes:
+        result["CaptureUsedBytes"] = need.used_bytes
+    if need.recommended_bytes:
+        result["RecommendedBytes"] = need.recommended_bytes
+        result["Basis"] = "measured" if need.measured_bytes >= need.images_bytes else "images"
     if target_facts is not None and target_facts.free_bytes is not None:
         result["TargetFreeBytes"] = max(target_facts.free_bytes - config.keep_free_bytes, 0)
     return result
 
 
-def used_bytes(records: Sequence[DumpRecord], release: str) -> int:
-    """The most memory that a capture boot of this kernel used, in bytes: MemTotal less the smallest
-    MemAvailable that was seen. 0 if no capture of it is on record. One that was cut off counts, too: it used
-    at least that."""
-    return max((_used(record) for record in records if record.kernel_release == release), default=0)
+@dataclass(frozen=True)
+class Need:
+    """Of memory, in bytes; 0 where nothing is known."""
+
+    used_bytes: int = 0
+    """The most that a capture boot used."""
+    measured_bytes: int = 0
+    """What to reserve by that."""
+    images_bytes: int = 0
+    """What to reserve by the sizes of kernel and initramfs."""
+
+    @property
+    def recommended_bytes(self) -> int:
+        """What to reserve. Both count: nobody measures while the kernel unpacks its initramfs."""
+        return max(self.measured_bytes, self.images_bytes)
+
+
+def reservation_need(
+    kernel_files: KernelFiles,
+    config: Config,
+    records: Iterable[DumpRecord],
+    loaded: LoadRequest | None,
+    reserved_bytes: int,
+) -> Need:
+    """What a crash now would take.
+
+    ``records``: of this machine's crashes; rehearsals are added to them. ``loaded``: if nothing is, it is
+    about what the files and the configuration would have loaded. ``reserved_bytes``: now.
+    """
+    images = _images(kernel_files, config, loaded)
+    measured = of_the_same_kind(
+        [*records, *measured_by_rehearsals(kernel_files.root)],
+        kernel_files.release,
+        "" if images is None else images.environment,
+    )
+    return Need(
+        used_bytes(measured),
+        measured_reservation_bytes(measured, reserved_at_boot(kernel_files, reserved_bytes)),
+        0 if images is None else images.reservation_bytes(),
+    )
+
+
+# What was measured
+
+
+def environment_of(request: LoadRequest) -> str:
+    """What a capture boot of this runs in, as in the configuration."""
+    return "initramfs" if request.added_files else "rootfs"
+
+
+def of_the_same_kind(records: Iterable[DumpRecord], release: str, environment: str) -> list[DumpRecord]:
+    """The captures of this kernel in this environment; in any, if it is empty.
+
+    Records of versions that did not write it down count for whatever is asked for: a machine's environment
+    seldom changes, so that of now is the one that they most likely had.
+    """
+    return [
+        record
+        for record in records
+        if record.kernel_release == release and (not environment or record.environment in ("", environment))
+    ]
+
+
+def used_bytes(records: Iterable[DumpRecord]) -> int:
+    """The most memory that a capture boot used, in bytes: MemTotal less the smallest MemAvailable that was
+    seen. 0 if there is none. One that was cut off counts, too: it used at least that."""
+    return max((_used(record) for record in records), default=0)
 
 
 def _used(record: DumpRecord) -> int:
@@ -118,42 +181,58 @@ def _used(record: DumpRecord) -> int:
     return max(record.memory_total_kib - record.memory_available_low_water_kib, 0) * _KIB
 
 
-def measured_reservation_bytes(records: Sequence[DumpRecord], release: str, reserved_bytes: int) -> int:
+def measured_reservation_bytes(records: Sequence[DumpRecord], reserved_bytes: int) -> int:
     """What to reserve by :func:`used_bytes`: that, what the capture kernel took before it counted its memory,
     and a quarter more; rounded up to 16 MiB. 0 if nothing was measured.
 
     What it took uncounted is the reservation less its MemTotal, if the reservation is still that of then.
     """
-    used = used_bytes(records, release)
+    used = used_bytes(records)
     if not used:
         return 0
-    total = max(record.memory_total_kib * _KIB for record in records if record.kernel_release == release)
+    total = max(record.memory_total_kib * _KIB for record in records)
     unseen = reserved_bytes - total
     if not 0 < unseen <= _MOST_UNSEEN_BYTES:
         unseen = _UNSEEN_BYTES
     return aligned((used + unseen) * (1 + _MARGIN))
 
 
-def images_reservation_bytes(kernel_files: KernelFiles, config: Config) -> int:
-    """What to reserve where nothing was measured: the kernel, and the larger of what unpacking its initramfs
-    takes and what the capture does; rounded up to 16 MiB. 0 if there are no images."""
+# What the images take
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What a crash starts."""
+
+    request: LoadRequest
+    environment: str
+
+    def reservation_bytes(self) -> int:
+        """What to reserve by the images' sizes, and the least whatever was measured: the kernel, and the
+        larger of what unpacking its initramfs takes and what the capture does; rounded up to 16 MiB."""
+        size = self.request.initramfs.size_bytes
+        if self.environment == "initramfs":
+            needed = max(_SMALL_GROWTH * size, _SMALL_STAYS * size + _SMALL_CAPTURE_BYTES)
+        else:
+            needed = max(_IMAGE_GROWTH * size, _CAPTURE_BYTES)
+        # Into less than the latter it would not be loaded.
+        return aligned(max(_KERNEL_BYTES + needed, least_reservation_bytes(self.request)))
+
+
+def _images(kernel_files: KernelFiles, config: Config, loaded: LoadRequest | None) -> _Images | None:
+    """What is loaded; else what would be, as far as that is seen without the looks that arming takes. None if
+    there are no images."""
+    if loaded is not None:
+        return _Images(loaded, environment_of(loaded))
+    root, release = kernel_files.root, kernel_files.release
     try:
-        small = _small_image(kernel_files.root, config)
-        if small is not None:
-            return image_reservation_bytes(small.stat().st_size, small=True)
-        initramfs = find_initramfs(kernel_files.root, kernel_files.release, config)
-        return image_reservation_bytes(initramfs.stat().st_size, small=False)
-    except (ImageMissing, OSError):
-        return 0
-
-
-def image_reservation_bytes(size: int, *, small: bool) -> int:
-    """The same for an initramfs of this size in bytes; ``small``: it is one of our own."""
-    if small:
-        needed = max(_SMALL_GROWTH * size, _SMALL_STAYS * size + _SMALL_CAPTURE_BYTES)
-    else:
-        needed = max(_IMAGE_GROWTH * size, _CAPTURE_BYTES)
-    return aligned(_KERNEL_BYTES + needed)
+        kernel = find_kernel(root, release, config)
+        small = _small_image(root, config)
+        initramfs = find_initramfs(root, release, config) if small is None else small
+        request = LoadRequest(FileIdentity.of(kernel), FileIdentity.of(initramfs), "")
+    except (ImageMissing, ImageUnreadable):
+        return None
+    return _Images(request, "rootfs" if small is None else "initramfs")
 
 
 def _small_image(root: Path, config: Config) -> Path | None:
@@ -162,6 +241,9 @@ def _small_image(root: Path, config: Config) -> Path | None:
         return None
     images = list((root / IMAGES_FOLDER).glob("*.img"))
     return max(images, key=lambda path: path.stat().st_mtime, default=None)
+
+
+# What a dump takes
 
 
 def dump_bytes(

@@ -44,14 +44,9 @@ from kdump_service.service.checks.target import (
     mount_problems,
     target_problems,
 )
-from kdump_service.service.estimate import (
-    image_reservation_bytes,
-    images_reservation_bytes,
-    measured_reservation_bytes,
-)
+from kdump_service.service.estimate import reservation_need
 from kdump_service.service.problems import Problem, found, worst_first
 from kdump_service.service.proof import Proof
-from kdump_service.service.rehearsal import measured_by_rehearsals
 from kdump_service.service.shrunk import shrunk_in_this_boot
 from kdump_service.service.state import Status
 
@@ -112,10 +107,7 @@ class Readiness:
     def _quick(self, config: Config, status: Status, proof: Proof) -> list[Problem]:
         files = self._kernel_files
         loaded = self._loader.loaded_request()
-        captures = (*self._records, *measured_by_rehearsals(files.root))
         shrunk = shrunk_in_this_boot(files, status.reserved_bytes)
-        at_boot = shrunk.from_bytes if shrunk is not None else status.reserved_bytes
-        measured = measured_reservation_bytes(captures, files.release, at_boot)
         problems: list[Problem] = []
         checks: tuple[tuple[str, Callable[[], Iterable[Problem]]], ...] = (
             ("the state", lambda: state_problems(status)),
@@ -129,11 +121,7 @@ class Readiness:
                 lambda: size_problems(
                     files.command_line,
                     status.reserved_bytes,
-                    measured,
-                    # It was shrunk for what was loaded then.
-                    image_reservation_bytes(loaded.initramfs.size_bytes, small=bool(loaded.added_files))
-                    if shrunk is not None and loaded is not None
-                    else images_reservation_bytes(files, config),
+                    reservation_need(files, config, self._records, loaded, status.reserved_bytes),
                     memory_span_bytes(files, status.reserved_bytes),
                     shrunk,
                     too_small=status.reason == ReservationTooSmall.reason,

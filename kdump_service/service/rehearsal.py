@@ -118,13 +118,15 @@ def _keep_measure(root: Path, rehearsal: Rehearsal) -> None:
 
 
 def measured_by_rehearsals(root: Path) -> list[DumpRecord]:
-    """As records of captures, with no more in them than whether it was one, the kernel and its memory."""
+    """As records of captures, with no more in them than whether it was one, the kernel and its memory. The
+    small image alone can be rehearsed."""
     try:
         return [
             DumpRecord(
                 name="rehearsal",
                 state=DumpState.COMPLETE if each.get("passed") is True else DumpState.INCOMPLETE,
                 kernel_release=str(each["release"]),
+                environment="initramfs",
                 memory_total_kib=int(each["memory_total_kib"]),
                 memory_available_low_water_kib=int(each["memory_low_water_kib"]),
             )

@@ -14,18 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdump_service import log
-from kdump_service.arm.loader import LoadRequest, least_reservation_bytes
+from kdump_service.arm.loader import LoadRequest
 from kdump_service.config import Config
 from kdump_service.errors import KdumpError, ProgramFailed
-from kdump_service.kernel.crashkernel import aligned, reservation_of
+from kdump_service.kernel.crashkernel import reservation_of
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.process import run
 from kdump_service.quantity import format_bytes
 from kdump_service.record import DumpRecord, DumpState, write_atomically
-from kdump_service.service.estimate import image_reservation_bytes, measured_reservation_bytes
+from kdump_service.service.estimate import environment_of, of_the_same_kind, reservation_need
 from kdump_service.service.rehearsal import measured_by_rehearsals
 from kdump_service.service.shrink_unit import LEAST_GAIN_BYTES, REQUEST_FILE, RESULT_FILE, Request
-from kdump_service.service.shrunk import note_shrink, reserved_at_boot
+from kdump_service.service.shrunk import note_shrink
 from kdump_service.unit_exchange import read_answer
 
 __all__ = ["SHRINK_UNIT", "shrink_by_unit", "sufficient_bytes", "tell_shrink"]
@@ -52,29 +52,21 @@ def sufficient_bytes(
     where the kernel does not allow as many loads as it takes, and where it is not certain in which of two
     areas the memory would be missing.
     """
-    release = kernel_files.release
-    rehearsed = measured_by_rehearsals(kernel_files.root)
     # One that was cut off, or that saved the log alone, does not tell what a whole one uses.
     whole = [record for record in records if record.pages or config.level is None]
-    if not any(
-        record.kernel_release == release and record.state is DumpState.COMPLETE
-        for record in (*whole, *rehearsed)
-    ):
+    same = of_the_same_kind(
+        [*whole, *measured_by_rehearsals(kernel_files.root)], kernel_files.release, environment_of(loaded)
+    )
+    if not any(record.state is DumpState.COMPLETE for record in same):
         return 0
-    measured = [*records, *rehearsed]
     loads_left = kernel_files.crash_loads_left
     low_bytes = _low_area_bytes(kernel_files)
     if low_bytes is None or (loads_left is not None and loads_left < _LOADS):
         return 0
-    at_boot = reserved_at_boot(kernel_files, reserved_bytes)
-    needed = measured_reservation_bytes(measured, release, at_boot)
-    if not needed:
+    need = reservation_need(kernel_files, config, records, loaded, reserved_bytes)
+    if not need.measured_bytes:
         return 0
-    # Nobody measures while the kernel unpacks an initramfs.
-    image = image_reservation_bytes(loaded.initramfs.size_bytes, small=bool(loaded.added_files))
-    # Into less than that, it would not be loaded again.
-    least = aligned(least_reservation_bytes(loaded))
-    left = max(needed, image, least) + low_bytes
+    left = need.recommended_bytes + low_bytes
     return left if left <= reserved_bytes - LEAST_GAIN_BYTES else 0
 
 

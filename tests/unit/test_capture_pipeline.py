@@ -424,3 +424,24 @@ def test_record_says_what_was_armed_and_whether_it_is_a_test(
     _run(machine)
     saved = DumpRecord.read(machine.path / "var/crash" / NAME)
     assert (saved.armed_identity, saved.test) == ("a" * 64, test)
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment"),
+    [
+        ({"boot_id": BOOT_ID, "small_image": True}, "initramfs"),
+        ({"boot_id": BOOT_ID}, "rootfs"),
+        ({}, ""),  # whoever left nothing more did not tell
+    ],
+)
+def test_record_says_what_the_capture_ran_in(
+    machine: MachineRoot, settings: dict[str, object], environment: str
+) -> None:
+    document = {"config": {"contents": "log"}, **settings}
+    machine.write("var/lib/kdump-service/capture.json", json.dumps(document))
+    folder = machine.path / "var/crash" / _run(machine).name
+    assert DumpRecord.read(folder).environment == environment
+    # Records of earlier versions do not tell.
+    told = json.loads((folder / "record.json").read_text())
+    del told["environment"]
+    assert DumpRecord.from_document(told).environment == ""

@@ -2,23 +2,30 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from kdump_service.arm.loader import Loader
+from kdump_service.arm.plan import plan_load
 from kdump_service.config import Config
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.record import DumpFile, DumpRecord, DumpState
 from kdump_service.service.checks.target import TargetFacts
 from kdump_service.service.estimate import (
+    Need,
     dump_bytes,
     estimate,
-    images_reservation_bytes,
     measured_reservation_bytes,
+    of_the_same_kind,
+    reservation_need,
     used_bytes,
 )
-from tests.builders.machine_root import RELEASE, MachineRoot
+from kdump_service.service.rehearsal import REHEARSALS_FILE
+from tests.builders.machine_disks import small_image_machine
+from tests.builders.machine_root import RELEASE, FakeKernel, MachineRoot
 
 MIB = 1 << 20
 
@@ -142,19 +149,97 @@ def test_nothing_measured_means_by_the_images(machine: MachineRoot, files: Kerne
     assert {"CaptureUsedBytes", "TargetFreeBytes"}.isdisjoint(result)
 
 
-def test_without_images_nothing_is_recommended(machine: MachineRoot, files: KernelFiles) -> None:
-    (machine.path / f"boot/initrd.img-{RELEASE}").unlink()
-    assert images_reservation_bytes(files, Config()) == 0
+@pytest.mark.parametrize("file", [f"initrd.img-{RELEASE}", f"vmlinuz-{RELEASE}"])
+def test_without_images_nothing_is_recommended(machine: MachineRoot, files: KernelFiles, file: str) -> None:
+    (machine.path / "boot" / file).unlink()
     assert {"Basis", "RecommendedBytes"}.isdisjoint(estimate(files, Config(), [], None))
+    assert estimate(files, Config(), [_record()], None)["RecommendedBytes"] == 176 * MIB
+
+
+def test_what_was_measured_does_not_hide_what_unpacking_takes(
+    machine: MachineRoot, files: KernelFiles
+) -> None:
+    os.truncate(machine.path / f"boot/initrd.img-{RELEASE}", 40 * MIB)
+    result = estimate(files, Config(), [_record()], None)
+    assert (result["Basis"], result["RecommendedBytes"]) == ("images", 256 * MIB)
+    assert result["CaptureUsedBytes"] == 100000 << 10
+
+
+def test_never_less_than_the_kernel_can_be_loaded_into(machine: MachineRoot, files: KernelFiles) -> None:
+    head = bytearray(0x264)
+    head[0x202:0x208] = b"HdrS\x0f\x02"
+    head[0x260:0x264] = (300 * MIB).to_bytes(4, "little")  # init_size
+    machine.write(f"boot/vmlinuz-{RELEASE}", bytes(head))
+    assert estimate(files, Config(), [_record()], None)["RecommendedBytes"] == 320 * MIB
 
 
 def test_most_memory_of_all_captures_counts(files: KernelFiles) -> None:
     cut_off = _record(state=DumpState.CAPTURING, memory_available_low_water_kib=680)
-    assert used_bytes([_record(), cut_off], RELEASE) == 220000 << 10
-    assert used_bytes([], RELEASE) == 0
+    assert used_bytes([_record(), cut_off]) == 220000 << 10
+    assert used_bytes([]) == 0
     # The reservation was another one then: what was not counted is not known.
-    assert measured_reservation_bytes([_record()], RELEASE, 1024 * MIB) == 176 * MIB
-    assert measured_reservation_bytes([_record(memory_total_kib=900000)], RELEASE, 256 * MIB) > 256 * MIB
+    assert measured_reservation_bytes([_record()], 1024 * MIB) == 176 * MIB
+    assert measured_reservation_bytes([_record(memory_total_kib=900000)], 256 * MIB) > 256 * MIB
+
+
+# Environments
+
+
+def _small(**values: object) -> DumpRecord:
+    """20 MiB less than :func:`_record`."""
+    return _record(environment="initramfs", memory_available_low_water_kib=140680 + 480, **values)
+
+
+def test_other_environments_and_kernels_do_not_count() -> None:
+    small, rootfs, untold = _small(), _record(environment="rootfs"), _record()
+    other = _record(kernel_release="6.2.0-other")
+    records = [small, rootfs, untold, other]
+    assert of_the_same_kind(records, RELEASE, "initramfs") == [small, untold]
+    assert of_the_same_kind(records, RELEASE, "rootfs") == [rootfs, untold]
+    assert of_the_same_kind(records, RELEASE, "") == [small, rootfs, untold]
+
+
+@pytest.mark.parametrize("armed", [True, False], ids=["armed", "not-armed"])
+def test_captures_and_images_of_the_environment_in_force(tmp_path: Path, armed: bool) -> None:
+    """A machine with a small image, and an initramfs of its own that needs twice as much."""
+    machine = small_image_machine(tmp_path)
+    files, kernel = KernelFiles(tmp_path), FakeKernel(machine)
+    os.truncate(tmp_path / f"boot/initrd.img-{RELEASE}", 40 * MIB)
+    records = [_small(), _record(environment="rootfs", memory_available_low_water_kib=680)]
+
+    def need(config: Config) -> Need:
+        loaded = None
+        if armed:
+            loader = Loader(files, kernel.load, kernel.unload)
+            loader.load(plan_load(files, config).request)
+            loaded = loader.loaded_request()
+        found = reservation_need(files, config, records, loaded, 256 * MIB)
+        figures = estimate(files, config, records, None)
+        assert (figures["CaptureUsedBytes"], figures["RecommendedBytes"]) == (
+            found.used_bytes,
+            found.recommended_bytes,
+        )
+        return found
+
+    assert need(Config()) == Need(79520 << 10, 160 * MIB, 112 * MIB)
+    rootfs = need(Config(environment="rootfs"))
+    assert (rootfs.used_bytes, rootfs.images_bytes) == (220000 << 10, 256 * MIB)
+    # The system's own initramfs is loaded until an image is built.
+    for image in (tmp_path / "var/lib/kdump-service/images").iterdir():
+        image.unlink()
+    assert need(Config()) == rootfs
+
+
+def test_rehearsals_are_of_the_small_image(tmp_path: Path) -> None:
+    machine = small_image_machine(tmp_path)
+    measure = {"release": RELEASE, "memory_total_kib": 220680, "memory_low_water_kib": 120680, "passed": True}
+    machine.write(REHEARSALS_FILE, json.dumps([measure]))
+    files = KernelFiles(tmp_path)
+    assert estimate(files, Config(), [], None)["CaptureUsedBytes"] == 100000 << 10
+    assert "CaptureUsedBytes" not in estimate(files, Config(environment="rootfs"), [], None)
+
+
+# What else is told
 
 
 def test_target_with_less_than_it_is_to_keep(files: KernelFiles) -> None:

@@ -248,6 +248,10 @@ FAULTS: list[tuple[str, Fault]] = [
     ("reservation-low", _crashes(1, memory_total_kib=220680, memory_available_low_water_kib=1000)),
     ("reservation-shrunk", _shrunk),
     ("reservation-tight", _sparse_initramfs),
+    (
+        "reservation-tight",
+        _both(_crashes(1, memory_total_kib=220680, memory_available_low_water_kib=120680), _sparse_initramfs),
+    ),
     ("reservation-not-kept", _write("boot/grub/grub.cfg", GRUB_WITHOUT)),
     (
         "reservation-not-kept",
@@ -344,6 +348,21 @@ def test_each_fault_is_found_by_its_code(bench: _Bench, code: str, fault: Fault)
     assert problem.what.endswith(".")
     assert len(problem.remedy) > 6
     assert str(bench.machine.path) not in problem.what + problem.remedy
+
+
+def test_measured_or_not_the_reservation_has_to_do_for_unpacking(bench: _Bench) -> None:
+    _sparse_initramfs(bench)
+    [problem] = bench.problems()
+    assert "432 MiB would be safe. No capture was measured yet." in problem.what  # 65 and 80 * 4.5
+    assert problem.remedy.startswith("Try it: kdumpctl test. Or set crashkernel=432M")
+    _crashes(1, memory_total_kib=220680, memory_available_low_water_kib=120680)(bench)
+    [problem] = bench.problems()
+    assert "nobody measures while the kernel unpacks" in problem.what
+    assert problem.remedy.startswith("Set crashkernel=432M")
+    # Who follows one advice gets no other.
+    _crashes(1, memory_total_kib=220680, memory_available_low_water_kib=1000)(bench)
+    [problem] = bench.problems()
+    assert (problem.code, problem.remedy[:21]) == ("reservation-low", "Set crashkernel=432M ")
 
 
 def test_faults_of_a_test_are_all_codes_but_those_of_other_tests() -> None:

@@ -30,6 +30,7 @@ from kdump_service.service.shrink import shrink_by_unit, sufficient_bytes, tell_
 from kdump_service.service.shrink_unit import REQUEST_FILE, RESULT_FILE, Request, answer_request
 from kdump_service.service.shrunk import SHRUNK_FILE
 from kdump_service.service.state import ArmState
+from tests.builders.machine_disks import small_image_machine
 from tests.builders.machine_root import RELEASE, FakeCrashSize, FakeKernel, MachineRoot
 
 MIB = 1 << 20
@@ -54,8 +55,9 @@ def _record(**values: object) -> DumpRecord:
 class _Bench:
     """An armed machine, on which systemd runs the unit's own code, and the kernel's file is at its edge."""
 
-    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.machine = MachineRoot(path)
+    def __init__(self, machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = machine.path
+        self.machine = machine
         self.files = KernelFiles(path)
         self.kernel = FakeKernel(self.machine)
         self.size = FakeCrashSize(self.machine)
@@ -97,7 +99,13 @@ class _Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Bench:
-    return _Bench(tmp_path / "machine", monkeypatch)
+    return _Bench(MachineRoot(tmp_path / "machine"), monkeypatch)
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Bench:
+    """With the small image."""
+    return _Bench(small_image_machine(tmp_path / "machine"), monkeypatch)
 
 
 # How far
@@ -132,16 +140,26 @@ def test_nothing_is_given_back(bench: _Bench, records: list[DumpRecord]) -> None
     assert bench.wanted(*records) == 0
 
 
+def test_captures_in_another_environment_tell_nothing(bench: _Bench) -> None:
+    small = _record(environment="initramfs")
+    assert bench.wanted(small) == 0
+    rootfs = _record(environment="rootfs")
+    assert bench.wanted(rootfs) == MEASURED
+    assert (
+        bench.wanted(rootfs, _record(environment="initramfs", memory_available_low_water_kib=1)) == MEASURED
+    )
+
+
 def test_a_capture_of_the_log_tells_what_one_of_the_log_needs(bench: _Bench) -> None:
     assert bench.wanted(_record(pages=0), config=Config(contents="log")) == MEASURED
 
 
 @pytest.mark.parametrize(("passed", "wanted"), [(True, MEASURED), (False, 0), (None, 0)])
-def test_a_rehearsal_counts_if_it_passed(bench: _Bench, passed: bool | None, wanted: int) -> None:
+def test_a_rehearsal_counts_if_it_passed(small: _Bench, passed: bool | None, wanted: int) -> None:
     measure = {"time": "", "release": RELEASE, "memory_total_kib": 220680, "memory_low_water_kib": 120680}
     told = measure if passed is None else {**measure, "passed": passed}
-    bench.machine.write(REHEARSALS_FILE, json.dumps([told]))
-    assert bench.wanted() == wanted
+    small.machine.write(REHEARSALS_FILE, json.dumps([told]))
+    assert small.wanted() == wanted
 
 
 def test_never_below_what_unpacking_the_image_takes(bench: _Bench) -> None:

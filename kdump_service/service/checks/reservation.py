@@ -9,6 +9,7 @@ from kdump_service.kernel.boot_loader import BootLoaderFiles
 from kdump_service.kernel.crashkernel import asks_for_reservation, requested, reservation_of
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.quantity import format_bytes
+from kdump_service.service.estimate import Need
 from kdump_service.service.problems import Problem, found
 from kdump_service.service.shrunk import Shrunk
 
@@ -27,20 +28,18 @@ def memory_span_bytes(kernel_files: KernelFiles, reserved_bytes: int) -> tuple[i
 def size_problems(
     command_line: str,
     reserved_bytes: int,
-    measured_bytes: int,
-    images_bytes: int,
+    need: Need,
     memory_bytes: tuple[int, int],
     shrunk: Shrunk | None = None,
     *,
     too_small: bool = False,
 ) -> Iterator[Problem]:
-    """``measured_bytes``: what captures on record say that it takes; ``images_bytes``: what the files' sizes
-    do. 0 where nothing is known. ``memory_bytes``: as :func:`memory_span_bytes` has it. ``shrunk``: what the
-    service gave back. ``too_small``: kernel and image do not fit."""
+    """``memory_bytes``: as :func:`memory_span_bytes` has it. ``shrunk``: what the service gave back.
+    ``too_small``: kernel and image do not fit."""
     if not reserved_bytes:
         return  # why there is none, arming says
     if shrunk is not None:
-        yield from _shrunk_problems(reserved_bytes, max(measured_bytes, images_bytes), shrunk, too_small)
+        yield from _shrunk_problems(reserved_bytes, need.recommended_bytes, shrunk, too_small)
         reserved_bytes = shrunk.from_bytes
     asked_bytes = reservation_of(command_line).asked_between(*memory_bytes)
     if asked_bytes is not None and reserved_bytes < asked_bytes:
@@ -51,21 +50,28 @@ def size_problems(
             "See: journalctl -k --grep crashkernel. If a program shrank it (by "
             "/sys/kernel/kexec_crash_size), a reboot brings it back.",
         )
-    if measured_bytes > reserved_bytes:
+    words = f"crashkernel={need.recommended_bytes >> 20}M in the boot loader's configuration, and reboot."
+    if need.measured_bytes > reserved_bytes:
         yield found(
             "reservation-low",
             f"{format_bytes(reserved_bytes)} are reserved; captures on record used so much of it that "
-            f"{format_bytes(measured_bytes)} are needed to be safe.",
-            f"Set crashkernel={measured_bytes >> 20}M in the boot loader's configuration, and reboot.",
+            f"{format_bytes(need.measured_bytes)} are needed to be safe.",
+            f"Set {words}",
         )
-    elif not measured_bytes and images_bytes > reserved_bytes:
-        yield found(
-            "reservation-tight",
+    elif need.images_bytes > reserved_bytes:
+        by_size = (
             f"{format_bytes(reserved_bytes)} are reserved; by the size of kernel and initramfs, "
-            f"{format_bytes(images_bytes)} would be safe. No capture was measured yet.",
-            f"Try it: kdumpctl test. Or set crashkernel={images_bytes >> 20}M in the boot loader's "
-            "configuration, and reboot.",
+            f"{format_bytes(need.images_bytes)} would be safe."
         )
+        if need.measured_bytes:
+            but = "Captures on record used less, but nobody measures while the kernel unpacks its initramfs."
+            yield found("reservation-tight", f"{by_size} {but}", f"Set {words}")
+        else:
+            yield found(
+                "reservation-tight",
+                f"{by_size} No capture was measured yet.",
+                f"Try it: kdumpctl test. Or set {words}",
+            )
 
 
 def _shrunk_problems(

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from kdump_service.bus.client import BusDump, Client
@@ -36,8 +37,14 @@ def run_info(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json_text([dump.properties for dump in found], arguments.json))
         return 0
-    times = {dump.name: str(dump.properties.get("CrashTime", "")) for dump in dumps}
-    texts = [info_text(dump.properties, times, now=time.time(), colour=use_colour()) for dump in found]
+    times: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for dump in dumps:
+        times[_signature(dump.properties)][dump.name] = str(dump.properties.get("CrashTime", ""))
+    times.pop("", None)  # what has no signature is not known to be the same as anything
+    texts = [
+        info_text(dump.properties, times[_signature(dump.properties)], now=time.time(), colour=use_colour())
+        for dump in found
+    ]
     show("\n\n".join(texts), pager=arguments.pager)
     return 0
 
@@ -58,10 +65,17 @@ def run_show(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _signature(properties: Mapping[str, Any]) -> str:
+    return str(properties.get("Signature", ""))
+
+
 def info_text(
     properties: Mapping[str, Any], times: Mapping[str, str], *, now: float, colour: bool = False
 ) -> str:
-    """One dump, a fact a line; what is not known is left out. ``times``: CrashTime of all dumps by name."""
+    """One dump, a fact a line; what is not known is left out.
+
+    ``times``: CrashTime of the dumps with the same signature by name. SameBug has the newest of them only.
+    """
     of = {key: printable(value) if isinstance(value, str) else value for key, value in properties.items()}
 
     def text(key: str) -> str:
@@ -83,7 +97,7 @@ def info_text(
         ("Task", _task(of)),
         ("Taint", text("Taint")),
         ("Signature", text("Signature")),
-        ("Same bug", _same_bug(of, properties.get("SameBug", []), times)),
+        ("Same bug", _same_bug(properties, times)),
         ("Test", "yes: kdumpctl test asked for this crash" if of.get("Test") else ""),
         ("Image", _image(of)),
         ("Folder", text("Folder")),
@@ -141,13 +155,15 @@ def _image(of: Mapping[str, Any]) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _same_bug(of: Mapping[str, Any], others: Sequence[str], times: Mapping[str, str]) -> str:
+def _same_bug(of: Mapping[str, Any], times: Mapping[str, str]) -> str:
     """How often the bug struck before and after this crash, with dates, the latest first."""
-    here = of.get("CrashTime") or of.get("Name", "")
+    own = of.get("Name", "")
+    here = of.get("CrashTime") or own
     sides: dict[str, list[str]] = {"before": [], "since": []}
-    for name in others:
-        when = times.get(name) or name
-        sides["before" if when <= here else "since"].append(when)
+    for name, time_of_crash in times.items():
+        if name != own:
+            when = time_of_crash or name
+            sides["before" if when <= here else "since"].append(when)
     lines = []
     for side, found in sides.items():
         if found:

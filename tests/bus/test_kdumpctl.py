@@ -234,6 +234,25 @@ def test_info(service: Service) -> None:
     assert r"Task: evil\x1b[31m\xe2\x80\xae (PID 123" in told
 
 
+def test_info_counts_all_of_a_bug(service: Service) -> None:
+    """SameBug of the service has 50 names at most."""
+    names = [f"20261120T0102{second:02}Z-web1" for second in range(60)]
+    dumps = {
+        name[13:15]: dump(name, SameBug=[each for each in names if each != name][-50:]) for name in names
+    }
+    others = {f"_{sign}": dump(f"2026112{sign}T000000Z-web1", Signature="") for sign in (1, 2)}
+    service.say(dumps={**dumps, **others})
+    newest = "Fri 2026-11-20 01:02:"
+    last = service.kdumpctl("info", names[-1]).stdout
+    dates = ", ".join(f"{newest}{second} UTC" for second in range(58, 53, -1))
+    assert f"Same bug: 59 times before: {dates} and 54 more\n" in last
+    assert " since: " not in last
+    early = service.kdumpctl("info", names[4]).stdout
+    assert f"Same bug: 4 times before: {newest}03 UTC, " in early
+    assert f"55 times since: {newest}59 UTC, " in early
+    assert "Same bug:" not in service.kdumpctl("info", "20261121").stdout
+
+
 def test_show(service: Service) -> None:
     done = service.kdumpctl("show", "-p", "Signature", "-p", "Kept,CallTrace", NEW)
     assert done.stdout == "Signature=0123456789abcdef\nKept=no\nCallTrace=victim_write\nCallTrace=vfs_write\n"

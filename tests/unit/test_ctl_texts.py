@@ -135,10 +135,11 @@ def test_a_list_fits_the_terminal(width: int) -> None:
 
 
 def test_info() -> None:
-    times = {"old": "2026-11-01T00:00:00Z", "new": "2026-11-22T00:00:00Z"}
+    name, when = "20261120T044911Z-web1", "2026-11-20T04:49:11Z"
+    times = {"old": "2026-11-01T00:00:00Z", name: when, "lost": "", "new": "2026-11-22T00:00:00Z"}
     properties = dump(
-        "20261120T044911Z-web1", CrashTime="2026-11-20T04:49:11Z", SameBug=["old", "lost", "new"], Task=EVIL,
-        Kept=True, Test=True, Problems=["image: no space\nleft"], PanicMessage=f"panic {EVIL}",
+        name, CrashTime=when, Task=EVIL, Kept=True, Test=True, Problems=["image: no space\nleft"],
+        PanicMessage=f"panic {EVIL}",
     )  # fmt: skip
     text = info_text(properties, times, now=NOW)
     assert "\x1b" not in text

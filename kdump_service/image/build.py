@@ -49,6 +49,8 @@ _NEEDED_BYTES = 300 << 20
 """A tree of 65 MB, the archive that dracut makes of it, four dumps of the specimen, the image; and some room
 for others."""
 _TRIAL_SEC = 300.0
+_NO_FILES_TIME = -1
+"""Of a source that cannot be current by size and time: its content is compared each time."""
 
 _PYTHON_LINE = re.compile(rb"(#! ?/\S*python[0-9.]*)(?: (-[BEIOPRSbdqsuv]+))?(?=\n)")
 """With options of python(1) that take no argument: others can be put behind them."""
@@ -108,8 +110,9 @@ def _build(
     _lay_out_specimen(root, trial)
     outside = _run_trial([], trial)
     on_stage("collecting")
+    began = int(time.time())
     tree = collect(recipe.release, recipe.all_drivers, outside["files"], work)
-    sources = _sources(root, tree)
+    sources = _sources(root, tree, began)
     _leave_out_python_sources(tree)
     on_stage("proving")
     _prove(tree, trial, outside["captures"])
@@ -218,23 +221,54 @@ def _prove(tree: Path, trial: Path, expected: Mapping[str, Any]) -> None:
 # What goes in
 
 
-def _sources(root: Path, tree: Path) -> dict[str, Source]:
+def _sources(root: Path, tree: Path, began: int) -> dict[str, Source]:
     """The files of the machine that went in: those of the same path and content; and what decided about
-    them."""
+    them. ``began``, in whole seconds, is when dracut began to copy.
+
+    A file that was replaced or removed since is in the manifest as what went in: so the image is outdated
+    from the start, and is built again.
+    """
     found = {}
     for folder, _, names in os.walk(tree):
         for name in names:
             inside = Path(folder) / name
             path = f"/{inside.relative_to(tree)}"
-            outside = root / path.lstrip("/")
-            if inside.is_symlink() or not inside.is_file() or not outside.is_file():
+            if inside.is_symlink() or not inside.is_file():
                 continue
-            source = _source(outside)
-            if inside.stat().st_size == source.size_bytes and sha256_of(inside) == source.sha256:
+            source = _source_of(root / path.lstrip("/"), inside)
+            if source is None and _was_replaced(root, path, began):
+                logger.info("%s has changed since it was copied: the image will be built again", path)
+                source = Source(inside.stat().st_size, _NO_FILES_TIME, sha256_of(inside))
+            if source is not None:
                 found[path] = source
     for path in (DRACUT, DRACUT_MODULE, SPECIMEN):
         found[f"/{path}"] = _source(root / path)
     return found
+
+
+def _source_of(outside: Path, inside: Path) -> Source | None:
+    """The file outside, if it is what is inside."""
+    try:
+        source = _source(outside) if outside.is_file() else None
+    except FileNotFoundError:  # removed just now
+        return None
+    if source is None or source.size_bytes != inside.stat().st_size or source.sha256 != sha256_of(inside):
+        return None
+    return source
+
+
+def _was_replaced(root: Path, path: str, began: int) -> bool:
+    """Whether a file that is not what is inside may have been so when it was copied. Those that dracut edits
+    or makes differ, too, but nobody has changed them outside since ``began``, or the folder that would hold
+    them. Only in /etc it makes some beside files that others write at any time."""
+    outside = root / path.lstrip("/")
+    if path.startswith("/etc/") and not outside.exists():
+        return False
+    for place in (outside, *outside.parents):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            # rename(2) and unlink(2) count, too. A time to come is of a clock that was set back.
+            return began <= int(place.stat().st_ctime) <= int(time.time())
+    return False
 
 
 def _source(path: Path) -> Source:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from kdump_service.errors import ImageNotBuilt, KdumpError, NotSupported, Progra
 from kdump_service.image import build, pack
 from kdump_service.image.build import build_image
 from kdump_service.image.recipe import Recipe, find_storages, recipe_of
+from kdump_service.image.store import ImageStore, Manifest, Source
 from kdump_service.image.wanted import wanted_recipe
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.service.image_builder import build_by_unit
@@ -214,27 +216,105 @@ def test_folder_that_cannot_be_made(machine: MachineRoot) -> None:
 # What is made of dracut's folder
 
 
-def test_sources_are_files_of_the_machine_that_went_in_as_they_are(tmp_path: Path) -> None:
-    machine = small_image_machine(tmp_path / "machine", built=False)
-    machine.write("usr/lib/kdump-service/specimen.vmcore.zst", "specimen")
-    machine.write("usr/bin/changed-by-dracut", "as installed")
-    machine.write("usr/bin/not-in-the-image", "")
-    tree = MachineRoot(tmp_path / "tree").path
-    shutil.rmtree(tree)
-    for name, text in {
-        "usr/bin/kdump-service": "#!/usr/bin/python3 -I\n",
-        "usr/bin/changed-by-dracut": "as changed..",
-        "etc/made-by-dracut": "",
-    }.items():
-        path = tree / name
+WHAT_DECIDED = {
+    "/usr/bin/dracut", "/usr/lib/kdump-service/specimen.vmcore.zst",
+    "/usr/lib/dracut/modules.d/99kdump-service/module-setup.sh",
+}  # fmt: skip
+
+
+def _write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+
+@pytest.fixture
+def copied(tmp_path: Path, machine: MachineRoot) -> Path:
+    """A folder as dracut leaves it, of files that were on the machine a second ago at least."""
+    libraries = {
+        "usr/lib/gnu/libc.so.6": "old",
+        "usr/lib/gnu/libz.so.1.2": "old",
+        "usr/lib/gnu/libm.so.6": "old",
+    }
+    _write(machine.path, {
+        **libraries, "usr/bin/edited": "as installed", "usr/lib/gnu/not-in-the-image": "",
+        "etc/ld.so.cache": "of all", "usr/lib/other/file": "",
+    })  # fmt: skip
+    tree = tmp_path / "tree"
+    _write(tree, {
+        **libraries, "usr/bin/kdump-service": "#!/usr/bin/python3 -I\n", "usr/bin/edited": "as changed..",
+        "etc/ld.so.cache": "of these", "etc/initrd-release": "", "usr/lib/other/made-by-dracut": "",
+        "usr/lib/dracut/hooks/made/too": "",
+    })  # fmt: skip
     (tree / "usr/bin/link").symlink_to("kdump-service")
-    sources = build._sources(machine.path, tree)
-    assert set(sources) == {
-        "/usr/bin/kdump-service", "/usr/bin/dracut", "/usr/lib/kdump-service/specimen.vmcore.zst",
-        "/usr/lib/dracut/modules.d/99kdump-service/module-setup.sh",
-    }  # fmt: skip
+    time.sleep(1.05 - time.time() % 1)
+    return tree
+
+
+COPIED = {
+    "/usr/bin/kdump-service",
+    "/usr/lib/gnu/libc.so.6",
+    "/usr/lib/gnu/libm.so.6",
+    "/usr/lib/gnu/libz.so.1.2",
+}
+
+
+def test_sources_are_files_of_the_machine_that_went_in_as_they_are(
+    machine: MachineRoot, copied: Path
+) -> None:
+    sources = build._sources(machine.path, copied, int(time.time()))
+    assert set(sources) == WHAT_DECIDED | COPIED
+
+
+def _outdated(machine: MachineRoot, sources: dict[str, Source]) -> set[str]:
+    """What is not any more what went in."""
+    found = set()
+    base = Manifest(RECIPE, {}, "", 1, 1, 1, "", 1.0, "squashfs")
+    for path, source in sources.items():
+        found.add(ImageStore(machine.path).changed_source(replace(base, sources={path: source})))
+    return found - {""}
+
+
+def test_library_that_was_replaced_or_removed_since_it_was_copied(
+    machine: MachineRoot, copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by dpkg amid a build. The next build is of what there is then."""
+    caplog.set_level(logging.INFO, "kdump_service")
+    began = int(time.time())
+    times = (copied / "usr/lib/gnu/libc.so.6").stat()
+    new = machine.write("usr/lib/gnu/libc.so.6.dpkg-new", "new")
+    os.utime(new, ns=(times.st_atime_ns, times.st_mtime_ns))  # as long, and of the same time
+    new.rename(machine.path / "usr/lib/gnu/libc.so.6")
+    (machine.path / "usr/lib/gnu/libz.so.1.2").rename(machine.path / "usr/lib/gnu/libz.so.1.3")
+    machine.write("etc/resolv.conf", "written at any time")
+    replaced = {"/usr/lib/gnu/libc.so.6", "/usr/lib/gnu/libz.so.1.2"}
+    sources = build._sources(machine.path, copied, began)
+    assert set(sources) == WHAT_DECIDED | COPIED
+    assert _outdated(machine, sources) == replaced
+    assert "libc.so.6 has changed since it was copied" in caplog.text
+    time.sleep(1.05 - time.time() % 1)
+    _write(copied, {"usr/lib/gnu/libc.so.6": "new", "usr/lib/gnu/libz.so.1.3": "old"})
+    (copied / "usr/lib/gnu/libz.so.1.2").unlink()
+    sources = build._sources(machine.path, copied, int(time.time()))
+    assert set(sources) == (WHAT_DECIDED | COPIED | {"/usr/lib/gnu/libz.so.1.3"}) - {
+        "/usr/lib/gnu/libz.so.1.2"
+    }
+    assert _outdated(machine, sources) == set()
+
+
+def test_folder_that_was_removed_since_it_was_copied(machine: MachineRoot, copied: Path) -> None:
+    began = int(time.time())
+    shutil.rmtree(machine.path / "usr/lib/gnu")
+    sources = build._sources(machine.path, copied, began)
+    assert _outdated(machine, sources) == {path for path in COPIED if "gnu" in path}
+
+
+def test_clock_that_was_set_back_does_not_make_all_seem_new(
+    machine: MachineRoot, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    assert set(build._sources(machine.path, copied, 990)) == WHAT_DECIDED | COPIED
 
 
 @pytest.mark.parametrize(("line", "docstring"), [

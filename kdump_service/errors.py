@@ -16,6 +16,7 @@ __all__ = [
     "ConfigError",
     "DumpMissing",
     "ImageMissing",
+    "ImageNotBuilt",
     "ImageRefused",
     "ImageUnreadable",
     "InvalidArgument",

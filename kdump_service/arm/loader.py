@@ -104,7 +104,8 @@ class Loader:
             ) from error
 
     def load(self, request: LoadRequest) -> None:
-        """Load, replacing what is there. Raises CannotArm or one of its kinds; then nothing is loaded."""
+        """Load, replacing what is there. Raises CannotArm or one of its kinds. Then :meth:`loaded_request`
+        still tells what is loaded if the kernel was not asked; if it was, it has dropped that first."""
         if not self._kernel_files.supports_crash_kernel:
             raise errors.NotSupported(
                 "this kernel cannot hold a crash kernel",
@@ -114,11 +115,11 @@ class Loader:
         if reserved_bytes == 0:
             raise _no_reservation(self._kernel_files.command_line)
         _check_reservation(request, reserved_bytes)
-        self._forget()
         # Before the load: what is plugged meanwhile may be in it or not, and is then loaded anew.
         hardware = Hardware.of(self._kernel_files)
         try:
             with open(request.kernel.path, "rb") as kernel, opened_initramfs(request) as initramfs:
+                self._forget()  # only now: until here nothing has happened to what is loaded
                 try:
                     self._load(kernel.fileno(), initramfs.fileno(), request.command_line)
                 except OSError as error:

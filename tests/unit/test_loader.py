@@ -4,12 +4,13 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kdump_service import errors
-from kdump_service.arm.loader import Loader, LoadRequest
+from kdump_service.arm.loader import FileIdentity, Loader, LoadRequest
 from kdump_service.arm.plan import mount_point_of, plan_load, write_capture_settings
 from kdump_service.config import Config
 from kdump_service.kernel import syscall
@@ -135,6 +136,47 @@ def test_what_just_fits_is_not_loaded(
         assert len(kernel.loads) == loads
         assert (machine.path / "sys/kernel/kexec_crash_loaded").read_text() == "1\n"
     assert len(kernel.loads) == loads + 2
+
+
+@pytest.mark.parametrize("missing", ["kernel", "initramfs", "initramfs with settings", "memory"])
+def test_what_is_loaded_is_known_after_a_refusal_before_the_kernel_was_asked(
+    machine: MachineRoot, kernel: FakeKernel, missing: str
+) -> None:
+    before = _request(machine)
+    _loader(machine, kernel).load(before)
+    wanted = replace(before, command_line="other")
+    nowhere = FileIdentity(str(machine.path / "nowhere"), 1, 1, 1)
+    if missing == "kernel":
+        wanted = replace(wanted, kernel=nowhere)
+    elif missing == "initramfs":
+        wanted = replace(wanted, initramfs=nowhere)
+    elif missing == "initramfs with settings":
+        wanted = replace(wanted, initramfs=nowhere, added_files=(("a", "b"),))
+    else:
+        machine.write("sys/kernel/kexec_crash_size", f"{72 << 20}\n")
+        wanted = replace(wanted, kernel=FileIdentity.of(machine.write("large", _x86_image(60))))
+    with pytest.raises(errors.CannotArm):
+        _loader(machine, kernel).load(wanted)
+    assert len(kernel.loads) == 1
+    assert _loader(machine, kernel).loaded_request() == before
+
+
+def test_what_was_loaded_is_forgotten_before_the_kernel_drops_it(
+    machine: MachineRoot, kernel: FakeKernel
+) -> None:
+    """Who is killed amid the system call must not be told of it as loaded."""
+    memory = machine.path / "run/kdump-service/armed.json"
+    seen: list[bool] = []
+
+    def load(kernel_fd: int, initrd_fd: int | None, command_line: str) -> None:
+        seen.append(memory.exists())
+        kernel.load(kernel_fd, initrd_fd, command_line)
+
+    loader = Loader(KernelFiles(machine.path), load, kernel.unload)
+    loader.load(_request(machine))
+    loader.load(_request(machine))
+    assert seen == [False, False]
+    assert memory.exists()
 
 
 def test_eperm_under_lockdown_is_a_matter_of_signatures(machine: MachineRoot, kernel: FakeKernel) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Shrink=yes: how much of the reservation is given back to production, and having it given back.
 
-Never more than was measured: captures of this very kernel have left word of the most memory that they used.
+Never more than was measured: a crash of this very kernel was captured whole, and has left word of the most
+memory that it used. Rehearsals, which have none of this machine's devices, can only add to that.
 What is given back comes again with the next boot alone, and the kernel takes it back only while nothing is
 loaded. The write itself is done by kdump-shrink.service.
 """
@@ -22,8 +23,12 @@ from kdump_service.kernel.files import KernelFiles
 from kdump_service.process import run
 from kdump_service.quantity import format_bytes
 from kdump_service.record import DumpRecord, DumpState, write_atomically
-from kdump_service.service.estimate import environment_of, of_the_same_kind, reservation_need
-from kdump_service.service.rehearsal import measured_by_rehearsals
+from kdump_service.service.estimate import (
+    environment_of,
+    of_the_same_kind,
+    reservation_need,
+    used_bytes,
+)
 from kdump_service.service.shrink_unit import LEAST_GAIN_BYTES, REQUEST_FILE, RESULT_FILE, Request
 from kdump_service.service.shrunk import note_shrink
 from kdump_service.unit_exchange import read_answer
@@ -48,24 +53,24 @@ def sufficient_bytes(
 ) -> int:
     """To what the reservation is to be shrunk; 0 if it is to stay as it is.
 
-    It stays where no capture was measured that went well, where less than LEAST_GAIN_BYTES would come back,
+    It stays where no crash was captured whole and measured, where less than LEAST_GAIN_BYTES would come back,
     where the kernel does not allow as many loads as it takes, and where it is not certain in which of two
     areas the memory would be missing.
     """
-    # One that was cut off, or that saved the log alone, does not tell what a whole one uses.
-    whole = [record for record in records if record.pages or config.level is None]
-    same = of_the_same_kind(
-        [*whole, *measured_by_rehearsals(kernel_files.root)], kernel_files.release, environment_of(loaded)
-    )
-    if not any(record.state is DumpState.COMPLETE for record in same):
+    # One that was cut off, or that saved the log alone, does not tell what a whole one uses; nor does a
+    # rehearsal, whose few drivers are not those of the machine.
+    whole = [
+        record
+        for record in of_the_same_kind(records, kernel_files.release, environment_of(loaded))
+        if record.state is DumpState.COMPLETE and (record.pages or config.level is None)
+    ]
+    if not used_bytes(whole):
         return 0
     loads_left = kernel_files.crash_loads_left
     low_bytes = _low_area_bytes(kernel_files)
     if low_bytes is None or (loads_left is not None and loads_left < _LOADS):
         return 0
     need = reservation_need(kernel_files, config, records, loaded, reserved_bytes)
-    if not need.measured_bytes:
-        return 0
     left = need.recommended_bytes + low_bytes
     return left if left <= reserved_bytes - LEAST_GAIN_BYTES else 0
 

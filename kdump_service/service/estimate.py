@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdump_service.arm.images import find_initramfs, find_kernel
+from kdump_service.arm.images import find_initramfs, find_kernel, release_of
 from kdump_service.arm.loader import FileIdentity, Loader, LoadRequest, least_reservation_bytes
 from kdump_service.config import Config
 from kdump_service.errors import ImageMissing, ImageUnreadable
-from kdump_service.image.store import IMAGES_FOLDER
+from kdump_service.image.store import ImageStore, Manifest
 from kdump_service.kernel.crashkernel import aligned
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.record import DumpRecord, DumpState
@@ -46,19 +46,30 @@ tell."""
 _MOST_UNSEEN_BYTES = 128 * _MIB
 
 _KERNEL_BYTES = 65 * _MIB
-"""That, and what the kernel takes for itself until the first process starts; measured likewise: 62 to 65."""
+"""That, and what the kernel takes for itself until the first process starts; measured likewise: 62 to 65. It
+does not grow with production's memory: with 8 GiB, no capture needed more than with 2."""
+_PROCESSOR_BYTES = 1 << 10
+"""For each processor of production; the capture boot starts one. A program header of 56 bytes, which the
+capture kernel copies, and a copy of the note with the registers, 356 bytes on x86 (kernel/crash_core.c:
+crash_prepare_elf64_headers; fs/proc/vmcore.c: merge_note_headers_elf64)."""
+_FRAMES_PER_BYTE = 8
+"""The survey keeps a bit for each frame of production, compressed (kdump_service/pfn.py). This is what they
+take if nothing compresses, 32 KiB per GiB; measured with tests/bench/terabyte.py: 0.5 KiB per GiB. Nothing
+else grows with memory: the whole survey took 28.4 MiB for 2 GiB, and 28.9 for 1 TiB."""
+
 _CAPTURE_BYTES = 96 * _MIB
 """Allowance for PID 1, journal, udev, and the capture with its engine."""
 _IMAGE_GROWTH = 4.5
 """While an initramfs is unpacked, the archive and its content lie in memory: measured 4.1 to 4.4 times the
 archive's size. The content goes before the capture starts."""
 
+_SMALL_CAPTURE_BYTES = 40 * _MIB
+"""PID 1, journal and capture beside the small image: measured 37 MiB with Debian 12. What the image itself
+takes is known when it is built, and in its manifest."""
 _SMALL_GROWTH = 2.3
 _SMALL_STAYS = 0.9
-"""The small image: the most that lies in memory while it is unpacked, and what stays, in sizes of its file;
-the manifest of each image has the numbers, here 2.2 and 0.85."""
-_SMALL_CAPTURE_BYTES = 40 * _MIB
-"""PID 1, journal and capture beside the small image: measured 37 MiB with Debian 12."""
+"""For an image without one: the most that lies in memory while it is unpacked, and what stays, in sizes of
+its file; manifests say 2.2 and 0.85."""
 
 _LOG_BYTES = 2 * _MIB
 """A dump folder without an image: log, record and journal."""
@@ -144,7 +155,7 @@ def reservation_need(
     return Need(
         used_bytes(measured),
         measured_reservation_bytes(measured, reserved_at_boot(kernel_files, reserved_bytes)),
-        0 if images is None else images.reservation_bytes(),
+        0 if images is None else images.reservation_bytes(kernel_files),
     )
 
 
@@ -206,41 +217,66 @@ class _Images:
 
     request: LoadRequest
     environment: str
+    manifest: Manifest | None = None
+    """Of the small image."""
 
-    def reservation_bytes(self) -> int:
+    def reservation_bytes(self, kernel_files: KernelFiles) -> int:
         """What to reserve by the images' sizes, and the least whatever was measured: the kernel, and the
         larger of what unpacking its initramfs takes and what the capture does; rounded up to 16 MiB."""
         size = self.request.initramfs.size_bytes
-        if self.environment == "initramfs":
-            needed = max(_SMALL_GROWTH * size, _SMALL_STAYS * size + _SMALL_CAPTURE_BYTES)
+        stays: float
+        if self.environment != "initramfs":
+            peak, stays, capture = _IMAGE_GROWTH * size, 0, _CAPTURE_BYTES
+        elif self.manifest is not None:
+            peak, stays, capture = (
+                self.manifest.peak_bytes,
+                self.manifest.unpacked_bytes,
+                _SMALL_CAPTURE_BYTES,
+            )
         else:
-            needed = max(_IMAGE_GROWTH * size, _CAPTURE_BYTES)
+            peak, stays, capture = _SMALL_GROWTH * size, _SMALL_STAYS * size, _SMALL_CAPTURE_BYTES
+        needed = _kernel_bytes(kernel_files) + max(peak, stays + capture + _bitmap_bytes(kernel_files))
         # Into less than the latter it would not be loaded.
-        return aligned(max(_KERNEL_BYTES + needed, least_reservation_bytes(self.request)))
+        return aligned(max(needed, least_reservation_bytes(self.request)))
+
+
+def _kernel_bytes(kernel_files: KernelFiles) -> int:
+    ranges = [part.partition("-") for part in kernel_files.processors_present.split(",") if part]
+    processors = sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
+    return _KERNEL_BYTES + processors * _PROCESSOR_BYTES
+
+
+def _bitmap_bytes(kernel_files: KernelFiles) -> int:
+    memory_bytes = _memory_kib(kernel_files, kernel_files.meminfo_kib(), 0) * _KIB
+    return memory_bytes // os.sysconf("SC_PAGE_SIZE") // _FRAMES_PER_BYTE
 
 
 def _images(kernel_files: KernelFiles, config: Config, loaded: LoadRequest | None) -> _Images | None:
     """What is loaded; else what would be, as far as that is seen without the looks that arming takes. None if
     there are no images."""
     if loaded is not None:
-        return _Images(loaded, environment_of(loaded))
-    root, release = kernel_files.root, kernel_files.release
+        if environment_of(loaded) == "rootfs":
+            return _Images(loaded, "rootfs")
+        path = Path(loaded.initramfs.path)
+        its = [each for each in ImageStore(kernel_files.root).manifests() if each.path == path]
+        return _Images(loaded, "initramfs", its[0] if its else None)
+    root = kernel_files.root
     try:
-        kernel = find_kernel(root, release, config)
-        small = _small_image(root, config)
-        initramfs = find_initramfs(root, release, config) if small is None else small
+        kernel = find_kernel(root, kernel_files.release, config)
+        release = release_of(kernel) or kernel_files.release
+        small = _newest_image(root, release, config)
+        initramfs = find_initramfs(root, release, config) if small is None else small.path
         request = LoadRequest(FileIdentity.of(kernel), FileIdentity.of(initramfs), "")
     except (ImageMissing, ImageUnreadable):
         return None
-    return _Images(request, "rootfs" if small is None else "initramfs")
+    return _Images(request, "rootfs" if small is None else "initramfs", small)
 
 
-def _small_image(root: Path, config: Config) -> Path | None:
-    """The newest image of our own, if such a one is used."""
+def _newest_image(root: Path, release: str, config: Config) -> Manifest | None:
+    """Of our own for this kernel, if such a one is used."""
     if config.image or config.environment != "initramfs":
         return None
-    images = list((root / IMAGES_FOLDER).glob("*.img"))
-    return max(images, key=lambda path: path.stat().st_mtime, default=None)
+    return next((each for each in ImageStore(root).manifests() if each.recipe.release == release), None)
 
 
 # What a dump takes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdump_service.arm.loader import Loader
+from kdump_service.arm.loader import Loader, LoadRequest
 from kdump_service.arm.plan import plan_load
 from kdump_service.config import Config
 from kdump_service.kernel.files import KernelFiles
@@ -24,7 +24,7 @@ from kdump_service.service.estimate import (
     used_bytes,
 )
 from kdump_service.service.rehearsal import REHEARSALS_FILE
-from tests.builders.machine_disks import small_image_machine
+from tests.builders.machine_disks import put_image, small_image_machine
 from tests.builders.machine_root import RELEASE, FakeKernel, MachineRoot
 
 MIB = 1 << 20
@@ -237,6 +237,77 @@ def test_rehearsals_are_of_the_small_image(tmp_path: Path) -> None:
     files = KernelFiles(tmp_path)
     assert estimate(files, Config(), [], None)["CaptureUsedBytes"] == 100000 << 10
     assert "CaptureUsedBytes" not in estimate(files, Config(environment="rootfs"), [], None)
+
+
+# The small image
+
+
+def _put_small_image(machine: MachineRoot, packed: int, stays: int, peak: int, **values: str) -> Path:
+    """An image of so many MiB, with what its build measured."""
+    path = put_image(machine, bytes(packed * MIB), **values)  # type: ignore[arg-type]
+    manifest = path.with_suffix(".json")
+    measured = {"unpacked_bytes": stays * MIB, "peak_bytes": peak * MIB}
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **measured}))
+    return path
+
+
+@pytest.fixture
+def unbuilt(tmp_path: Path) -> MachineRoot:
+    return small_image_machine(tmp_path, built=False)
+
+
+def _by_images(machine: MachineRoot, loaded: LoadRequest | None = None) -> int:
+    return reservation_need(KernelFiles(machine.path), Config(), [], loaded, 256 * MIB).images_bytes
+
+
+@pytest.mark.parametrize("memory_gib", [2, 8])
+def test_small_image_of_20_mib_needs_128(unbuilt: MachineRoot, memory_gib: int) -> None:
+    """As ten of ten crashes have shown, with 2 and with 8 GiB of memory."""
+    unbuilt.write("proc/meminfo", f"MemTotal: {memory_gib << 20} kB\n")
+    unbuilt.set_memory_blocks(8 * memory_gib)
+    _put_small_image(unbuilt, 20, 17, 44)
+    assert _by_images(unbuilt) == 128 * MIB
+
+
+def test_what_the_build_measured_counts(unbuilt: MachineRoot) -> None:
+    _put_small_image(unbuilt, 20, 50, 60)
+    assert _by_images(unbuilt) == 160 * MIB  # 65, 50 and 40; where no squashfs could be made
+    _put_small_image(unbuilt, 21, 17, 100, built="2026-11-24T04:00:00Z")
+    assert _by_images(unbuilt) == 176 * MIB  # 65 and 100
+
+
+def test_images_of_other_kernels_do_not_count(unbuilt: MachineRoot) -> None:
+    _put_small_image(unbuilt, 20, 17, 44)
+    newer = _put_small_image(unbuilt, 60, 50, 140, release="6.12.9-other", built="2026-11-24T04:00:00Z")
+    os.utime(newer, (1 << 33, 1 << 33))
+    assert _by_images(unbuilt) == 128 * MIB
+
+
+def test_image_that_is_loaded_and_not_the_newest(unbuilt: MachineRoot) -> None:
+    kernel = FakeKernel(unbuilt)
+    _put_small_image(unbuilt, 20, 17, 44)
+    files = KernelFiles(unbuilt.path)
+    loader = Loader(files, kernel.load, kernel.unload)
+    loader.load(plan_load(files, Config()).request)
+    loaded = loader.loaded_request()
+    assert loaded is not None
+    assert loaded.added_files
+    newer = _put_small_image(unbuilt, 60, 50, 140, built="2026-11-24T04:00:00Z")
+    assert _by_images(unbuilt, loaded) == 128 * MIB
+    assert _by_images(unbuilt) == 208 * MIB
+    # Without its manifest, by its size.
+    for manifest in newer.parent.glob("*.json"):
+        manifest.unlink()
+    assert _by_images(unbuilt, loaded) == 128 * MIB
+
+
+def test_large_machines_take_little_more(unbuilt: MachineRoot) -> None:
+    _put_small_image(unbuilt, 20, 17, 44)
+    unbuilt.write("proc/meminfo", f"MemTotal: {1 << 30} kB\n")  # 1 TiB: 32 MiB of bits at most
+    assert _by_images(unbuilt) == 160 * MIB
+    unbuilt.write("proc/meminfo", "MemTotal: 2097152 kB\n")
+    unbuilt.write("sys/devices/system/cpu/present", "0-4095,8192-12287,20000\n")
+    assert _by_images(unbuilt) == 144 * MIB  # 8193 notes
 
 
 # What else is told

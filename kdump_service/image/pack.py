@@ -36,12 +36,19 @@ _LEVEL = "9"
 22.6 MB."""
 _BASE_MODULES = ("loop", "squashfs")
 _USR_LINKS = ("bin", "lib", "sbin")
-_PROGRAMS = ("sh", "mount", "umount", "modprobe")
+_PROGRAMS = ("sh", "mount", "umount", "modprobe", "sleep")
+_DEADLINE_SEC = 600
+"""Until systemd is there, whose own limit (JobTimeoutSec= of kdump-capture.target) is as long."""
 
 # Runs as PID 1. What fails here, but for drivers that the machine may do without, ends it, and so the kernel:
 # panic= on its command line reboots the machine. The drivers and the target are not left to udev, which is a
 # third of a boot's time; where the target cannot be mounted like this (its disk comes late), udev and systemd
 # do it.
+#
+# A driver can wait for ever for hardware that the crash left as it was, and modprobe then cannot be killed: a
+# process beside counts the time. It is gone a second after systemd is there, not when the time is over: as
+# long as it lives, the early programs that it runs stay in memory, though deleted (2 MiB, nearly all of it
+# the C library). sysrq-trigger obeys whatever kernel.sysrq says (Documentation/admin-guide/sysrq.rst).
 _INIT = """\
 #!/bin/sh
 # SPDX-License-Identifier: LGPL-2.1-or-later
@@ -49,6 +56,16 @@ set -e
 PATH=/usr/bin:/usr/sbin
 mount -t devtmpfs devtmpfs /dev
 mount -t proc proc /proc
+(
+    left={seconds}
+    while [ "$left" -gt 0 ]; do
+        sleep 1 || exit 0
+        [ ! -d /run/systemd/system ] || exit 0
+        left=$((left - 1))
+    done
+    echo "kdump-service: no systemd after {seconds} seconds, rebooting" > /dev/kmsg || :
+    echo b > /proc/sysrq-trigger
+) &
 mount -t sysfs sysfs /sys
 # Some may be for hardware that is not there; what is missed shows at the next step.
 modprobe -q -a {modules} || :
@@ -153,6 +170,7 @@ def _early_archive(
         squashfs=_SQUASHFS,
         target=TARGET_FILE,
         point=TARGET_POINT,
+        seconds=_DEADLINE_SEC,
         init=init,
         modules=" ".join(module.name.partition(".")[0] for module in modules),
     )

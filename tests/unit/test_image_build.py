@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -431,17 +432,73 @@ def test_early_archive_can_mount_squashfs(tree: Path, tmp_path: Path) -> None:
     assert stat.S_IMODE(init.stat().st_mode) == 0o755
     subprocess.run(["sh", "-n", str(init)], check=True)
     assert "exec /usr/lib/systemd/systemd\n" in init.read_text()
-    for name in ("usr/bin/sh", "usr/bin/mount", "usr/bin/umount"):
+    for name in ("usr/bin/sh", "usr/bin/mount", "usr/bin/umount", "usr/bin/sleep"):
         assert (early / name).resolve().exists(), name
     # With the links of the outer archive the shell runs from what is there, and nothing else.
     for name in ("bin", "lib", "lib64", "sbin"):
         (early / name).symlink_to(f"usr/{name}")
     if os.geteuid() == 0:
         done = subprocess.run(
-            ["chroot", str(early), "/usr/bin/sh", "-c", "mount --version && modprobe --version"],
+            ["chroot", str(early), "/usr/bin/sh", "-c", "mount --version && modprobe --version && sleep 0"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def started_init(tree: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Runs /init with programs that do nothing, but for what a test says; /dev, /proc, /run and /kdump are
+    folders."""
+    pack.pack(tree, RELEASE, ["ext4"], tmp_path / "image", tmp_path)
+    script = (_early(tmp_path / "image", tmp_path / "early-out") / "init").read_text()
+    for name in ("bin", "dev", "proc", "run", "kdump"):
+        (tmp_path / "machine" / name).mkdir(parents=True)
+        script = script.replace(f"/{name}/", f"{tmp_path}/machine/{name}/")
+    script = script.replace("PATH=/usr/bin:/usr/sbin", f"PATH={tmp_path}/machine/bin")
+    script = script.replace("exec /usr/lib/systemd/systemd", "exec systemd")
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(**programs: str) -> subprocess.Popen[bytes]:
+        nothing = dict.fromkeys(("mount", "umount", "modprobe", "rm", "sleep", "systemd"), ":")
+        for name, text in {**nothing, **programs}.items():
+            path = tmp_path / "machine/bin" / name
+            path.write_text(f"#!/bin/sh\ncd {tmp_path}/machine && {text}\n")
+            path.chmod(0o755)
+        started.append(
+            subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+        )
+        return started[0]
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_driver_that_waits_for_ever_does_not_hold_up_the_reboot(
+    started_init: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    init = started_init(modprobe="exec /bin/sleep 1000", sleep="echo $1 >> sleeps")
+    trigger = tmp_path / "machine/proc/sysrq-trigger"
+    deadline = time.monotonic() + 120
+    while not (trigger.exists() and trigger.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert trigger.read_text() == "b\n"
+    assert "no systemd after 600 seconds" in (tmp_path / "machine/dev/kmsg").read_text()
+    assert (tmp_path / "machine/sleeps").read_text() == 600 * "1\n"
+    assert init.poll() is None
+
+
+@pytest.mark.parametrize("sleep", ["echo 1 >> sleeps; exec /bin/sleep 0.05", "exit 127"])
+def test_who_counts_the_time_is_gone_when_systemd_is_there(
+    started_init: Callable[..., subprocess.Popen[bytes]], tmp_path: Path, sleep: str
+) -> None:
+    """Or when it cannot count: better without a deadline than rebooted at once."""
+    init = started_init(systemd="/bin/mkdir -p run/systemd/system; echo systemd", sleep=sleep)
+    said, _ = init.communicate(timeout=60)  # until nobody has the output open any more
+    assert (init.returncode, said) == (0, b"systemd\n")
+    assert not (tmp_path / "machine/proc/sysrq-trigger").exists()
 
 
 def test_program_that_dracut_left_out_is_told(tree: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ install() {
     mapfile -t libraries < <(printf '%s\n' "${files[@]}" | grep '\.so\(\.\|$\)' \
         | xargs --no-run-if-empty ldd 2> /dev/null | sed -n 's/.*=> \(\/[^ ]*\) (.*/\1/p' | sort -u)
     inst_multiple "${libraries[@]}"
-    inst_multiple python3 kdump-service systemctl journalctl mount umount rm
+    inst_multiple python3 kdump-service systemctl journalctl mount umount rm sleep
 
     for name in kdump-capture.target kdump-capture.service; do
         inst_simple "$systemdsystemunitdir/$name"

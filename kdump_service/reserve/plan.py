@@ -54,7 +54,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done, all of it or nothing."""
+    """What is to be done, all of it or nothing.
+
+    Where the programs alone have to run again, its changes change nothing.
+    """
 
     boot_loader: str
     """Words of :class:`BootLoader`; empty if none was recognised: then nothing is done."""

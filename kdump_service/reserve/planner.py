@@ -14,6 +14,7 @@ from kdump_service.reserve.entries import plan_entries, plan_images
 from kdump_service.reserve.grub import plan_grub
 from kdump_service.reserve.machine import Machine
 from kdump_service.reserve.plan import Change, Plan
+from kdump_service.reserve.way_back import AGAIN, kept
 
 __all__ = ["make_plan"]
 
@@ -52,11 +53,16 @@ def make_plan(root: Path, words: Sequence[str]) -> Plan:
         for change in part.changes:
             changes.setdefault(change.path, change)
     needed = tuple(change for change in changes.values() if change.before != change.after)
+    commands = tuple(command for part in parts for command in part.commands)
+    notes = [note for part in parts for note in part.notes]
+    if commands and not needed and (earlier := kept(root)) is not None and earlier.unfinished:
+        needed = tuple(changes.values())
+        notes.append(AGAIN)
     return Plan(
         "+".join(part.boot_loader for part in parts),
         tuple(words),
         needed,
-        tuple(command for part in parts for command in part.commands) if needed else (),
-        tuple(dict.fromkeys(note for part in parts for note in part.notes)),
-        tuple(change for change in changes.values() if change.before == change.after),
+        commands if needed else (),
+        tuple(dict.fromkeys(notes)),
+        tuple(change for change in changes.values() if change not in needed),
     )

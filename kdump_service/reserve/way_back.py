@@ -30,9 +30,21 @@ from kdump_service.reserve.machine import Machine
 from kdump_service.reserve.plan import Change, Plan, change_from_json
 from kdump_service.reserve.words import edited_lines, replaced_words, words_in
 
-__all__ = ["WAY_BACK_FILE", "Kept", "correct", "forget", "keep", "kept", "plan_way_back", "restore_kept"]
+__all__ = [
+    "AGAIN",
+    "WAY_BACK_FILE",
+    "Kept",
+    "finish",
+    "forget",
+    "keep",
+    "kept",
+    "makes_from_files",
+    "plan_way_back",
+    "restore_kept",
+]
 
 WAY_BACK_FILE = "var/lib/kdump-service/reservation.json"
+AGAIN = "No file has to change; the programs run again, since the last time not all ended well."
 _VERSION = 1
 
 
@@ -50,6 +62,8 @@ class Kept:
     earlier_words: tuple[tuple[str, ...], ...] = ()
     """What we have put in before ``words``. An entry made from the running kernel's command line has it, and
     so has a file that we did not come to."""
+    unfinished: bool = False
+    """Not all that was to be done was done, so what programs make may not agree with the files."""
 
     @property
     def ours(self) -> tuple[tuple[str, ...], ...]:
@@ -70,6 +84,7 @@ def kept(root: Path) -> Kept | None:
             tuple(change_from_json(each) for each in document["changes"]),
             tuple(tuple(map(str, command)) for command in document["commands"]),
             tuple(tuple(map(str, words)) for words in document.get("earlier_words", ())),
+            bool(document.get("unfinished", False)),
         )
     except FileNotFoundError:
         return None
@@ -78,8 +93,13 @@ def kept(root: Path) -> Kept | None:
 
 
 def keep(root: Path, plan: Plan) -> None:
-    """Remember what the files of the plan are now, without what is of our own doing. Raises ConfigError."""
+    """Remember what the files of the plan are now, without what is of our own doing, and that something is
+    going on. Raises ConfigError."""
     earlier = kept(root)
+    if not plan.words:  # what is taken back stays known until it is
+        if earlier is not None:
+            _write(root, dataclasses.replace(earlier, unfinished=True))
+        return
     changes = {change.path: change for change in (earlier.changes if earlier else ())}
     for change in plan.changes:
         changes[change.path] = _since_the_first(change, earlier)
@@ -94,6 +114,7 @@ def keep(root: Path, plan: Plan) -> None:
             tuple(changes.values()),
             plan.commands,
             tuple(words for words in (earlier.ours if earlier else ()) if words != plan.words),
+            unfinished=True,
         ),
     )
 
@@ -123,6 +144,7 @@ def _write(root: Path, what: Kept) -> None:
         "changes": [{"path": each.path, "before": each.before, "after": each.after} for each in what.changes],
         "commands": what.commands,
         "earlier_words": what.earlier_words,
+        "unfinished": what.unfinished,
     }
     path = root / WAY_BACK_FILE
     try:
@@ -140,12 +162,13 @@ def restore_kept(root: Path, what: Kept | None) -> None:
         _write(root, what)
 
 
-def correct(root: Path, texts: Mapping[str, str | None]) -> None:
-    """Note what programs made of files, which may differ from what was expected. Raises ConfigError."""
+def finish(root: Path, texts: Mapping[str, str | None]) -> None:
+    """Note that all is done, and what programs made of files, which may differ from what was expected. Raises
+    ConfigError."""
     what = kept(root)
     if what is not None:
         changes = [dataclasses.replace(each, after=texts.get(each.path, each.after)) for each in what.changes]
-        _write(root, dataclasses.replace(what, changes=tuple(changes)))
+        _write(root, dataclasses.replace(what, changes=tuple(changes), unfinished=False))
 
 
 def forget(root: Path) -> None:
@@ -194,8 +217,20 @@ def plan_way_back(root: Path) -> Plan:
     changes += _newer_entries(machine, what)
     if requested(machine.command_line):
         notes += notes_on_sources(machine)
-    commands = tuple(command for command in what.commands if command[0] != "grubby")
+    commands = tuple(filter(makes_from_files, what.commands))
+    if what.unfinished and commands and not changes:
+        ours = [change.path for change in what.changes if change.before != change.after]
+        changes = [Change(path, text := machine.read(path), text) for path in ours]
+        notes.append(AGAIN)
     return Plan(what.boot_loader, (), tuple(changes), commands if changes else (), tuple(notes))
+
+
+def makes_from_files(command: Sequence[str]) -> bool:
+    """Whether a program makes what it makes from files that we bring back, so that it has to run then.
+
+    grubby does not: it puts its words into files, which we bring back ourselves.
+    """
+    return command[0] != "grubby"
 
 
 def _would_come_back(machine: Machine, change: Change) -> bool:

@@ -178,10 +178,18 @@ def test_kdumpctl_says_what_is_wrong(
 
 def test_kdumpctl_when_a_program_fails(daemon: RunningDaemon, tree: BootTree) -> None:
     before = _files(tree)
-    tree.write("update-grub-fails", "")
+    fails = tree.write("update-grub-fails", "")
     done = _kdumpctl(daemon, "256M")
     assert (done.returncode, _files(tree)) == (50, before)
-    assert done.stderr == "kdumpctl: update-grub: exit status 1: made to fail\n"
+    failed = "update-grub: exit status 1: made to fail"
+    # Once from the new files, and once more from those of before.
+    assert done.stderr.startswith(f"kdumpctl: {failed}; and not all may be as it was before: {failed}")
+    assert "kdumpctl reserve --revert" in done.stderr
+    fails.unlink()
+    back = _kdumpctl(daemon, "--revert", "--yes")
+    assert (back.returncode, _files(tree)) == (0, before), back.stderr
+    assert "Then run:\n    update-grub\n" in back.stdout
+    assert _kdumpctl(daemon, "--revert").returncode == 10
 
 
 def test_kdumpctl_and_an_unknown_boot_loader(daemon: RunningDaemon, tree: BootTree) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from kdump_service.reserve.apply import apply_plan
 from kdump_service.reserve.files import put_text
 from kdump_service.reserve.plan import Plan
 from kdump_service.reserve.planner import make_plan
-from kdump_service.reserve.way_back import WAY_BACK_FILE, plan_way_back
+from kdump_service.reserve.way_back import AGAIN, WAY_BACK_FILE, plan_way_back
 from tests.builders.boot_trees import (
     MACHINE_ID,
     OTHER_ID,
@@ -82,6 +82,31 @@ def _next_boot(tree: BootTree) -> list[str]:
     return [*ours, *images]
 
 
+def _without_images(tree: BootTree) -> dict[str, bytes]:
+    return {name: content for name, content in tree.all_files().items() if not name.endswith(".efi")}
+
+
+class _Failing:
+    """The programs of a tree. Some fail in some of their runs: in their first with the work done, in others
+    before it."""
+
+    def __init__(self, tree: BootTree, *names: str, runs: Sequence[int] = (1,)) -> None:
+        self.tree = tree
+        self.runs = dict.fromkeys(names, runs)
+        self.ran: list[str] = []
+
+    def __call__(self, command: Sequence[str]) -> None:
+        """As BootTree.run."""
+        name = command[0]
+        self.ran.append(name)
+        run = self.ran.count(name)
+        failing = self.runs.get(name, ())
+        if run == 1 or run not in failing:
+            self.tree.run(command)
+        if run in failing:
+            raise ProgramFailed(f"{name}: exit status 1: made to fail, {run}")
+
+
 # Each system
 
 
@@ -126,11 +151,11 @@ def test_twice_is_as_once(system: tuple[BootTree, str]) -> None:
 
 def test_there_and_back(system: tuple[BootTree, str]) -> None:
     tree, kind = system
-    before = {name: content for name, content in tree.all_files().items() if not name.endswith(".efi")}
+    before = _without_images(tree)
     _reserve(tree)
     _reserve(tree, TWO)
     assert _revert(tree).boot_loader == kind
-    after = {name: content for name, content in tree.all_files().items() if not name.endswith(".efi")}
+    after = _without_images(tree)
     # u-boot-menu leaves an empty folder; what is in files is as it was.
     assert after == before
     assert not (tree.path / WAY_BACK_FILE).exists()
@@ -156,11 +181,11 @@ def test_a_program_that_fails_leaves_all_as_it_was(system: tuple[BootTree, str])
     plan = make_plan(tree.path, OURS)
     if not plan.commands:
         pytest.skip("nothing is run here")
-    before = tree.all_files()
-    tree.failing = {plan.commands[-1][0]}
-    with pytest.raises(ProgramFailed, match="made to fail"):
-        apply_plan(tree.path, plan, tree.run)
-    assert tree.all_files() == before
+    before = _without_images(tree)
+    with pytest.raises(ProgramFailed, match=r"made to fail, 1$"):
+        apply_plan(tree.path, plan, _Failing(tree, plan.commands[-1][0]))
+    assert _without_images(tree) == before
+    assert not any(requested(line) == list(OURS) for line in _next_boot(tree))
     assert not (tree.path / WAY_BACK_FILE).exists()
 
 
@@ -682,7 +707,7 @@ def test_killed_in_a_second_one_there_is_a_way_back(
 ) -> None:
     """What has the words of the first one yet is ours, too."""
     tree, _ = system
-    before = {name: content for name, content in tree.all_files().items() if not name.endswith(".efi")}
+    before = _without_images(tree)
     _reserve(tree)
 
     def die(*_: object) -> None:
@@ -692,5 +717,204 @@ def test_killed_in_a_second_one_there_is_a_way_back(
         patch.setattr("kdump_service.reserve.apply.put_text", die)
         apply_plan(tree.path, make_plan(tree.path, TWO), die)
     _revert(tree)
-    after = {name: content for name, content in tree.all_files().items() if not name.endswith(".efi")}
+    after = _without_images(tree)
     assert after == before
+
+
+# A program that fails after another one has done its work
+
+
+@pytest.fixture
+def two(tree: BootTree) -> BootTree:
+    """GRUB and unified images, made from the files as they are."""
+    unified_image(debian_grub(tree), add_all=True)
+    tree.run(["kernel-install", "add-all"])
+    tree.ran.clear()
+    return tree
+
+
+def test_what_a_program_made_is_made_again_from_the_files_of_before(two: BootTree) -> None:
+    before = two.all_files()
+    run = _Failing(two, "kernel-install")
+    with pytest.raises(ProgramFailed, match=r"^kernel-install: exit status 1: made to fail, 1$"):
+        apply_plan(two.path, make_plan(two.path, OURS), run)
+    assert run.ran == ["update-grub", "kernel-install"] * 2
+    assert two.all_files() == before
+    with pytest.raises(ConfigError, match="nothing to take back"):
+        plan_way_back(two.path)
+
+
+def test_what_was_not_started_is_not_run(two: BootTree) -> None:
+    before = two.all_files()
+    run = _Failing(two, "update-grub")
+    with pytest.raises(ProgramFailed, match=r"made to fail, 1$"):
+        apply_plan(two.path, make_plan(two.path, OURS), run)
+    assert run.ran == ["update-grub"] * 2
+    assert two.all_files() == before
+
+
+@pytest.mark.parametrize(
+    ("runs", "left"),
+    [
+        ({"kernel-install": (1, 2)}, "efi/EFI/Linux"),
+        ({"kernel-install": (1,), "update-grub": (2,)}, "boot/grub/grub.cfg"),
+    ],
+)
+def test_where_the_repetition_fails_too(
+    two: BootTree, runs: dict[str, Sequence[int]], left: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = two.all_files()
+    run = _Failing(two)
+    run.runs = runs
+    failed = [name for name, numbers in runs.items() if 2 in numbers]
+    with pytest.raises(ProgramFailed, match=r"^kernel-install: .* fail, 1; and not all may") as caught:
+        apply_plan(two.path, make_plan(two.path, OURS), run)
+    assert str(caught.value).endswith(f" be as it was before: {failed[0]}: exit status 1: made to fail, 2")
+    assert caught.value.hint == "When that is mended: kdumpctl reserve --revert"
+    assert f"{failed[0]}: exit status 1: made to fail, 2" in caplog.text
+    assert run.ran == ["update-grub", "kernel-install"] * 2
+    changed = {name for name, content in two.all_files().items() if content != before.get(name)}
+    assert changed
+    assert all(name.startswith(left) for name in changed)
+    plan = _revert(two)
+    assert {change.path for change in plan.changes} == {f"/{DROP_IN}", "/etc/kernel/cmdline"}
+    assert plan.diff() == ""
+    assert plan.notes == (AGAIN,)
+    assert two.all_files() == before
+    with pytest.raises(ConfigError, match="nothing to take back"):
+        plan_way_back(two.path)
+
+
+def test_a_revert_that_fails_can_be_repeated(two: BootTree) -> None:
+    before = two.all_files()
+    _reserve(two)
+    reserved = two.all_files()
+    kept = two.read(WAY_BACK_FILE)
+    with pytest.raises(ProgramFailed, match=r"made to fail, 1$"):
+        apply_plan(two.path, plan_way_back(two.path), _Failing(two, "kernel-install"))
+    assert (two.all_files(), two.read(WAY_BACK_FILE)) == (reserved, kept)
+    with pytest.raises(ProgramFailed, match="not all may be as it was before"):
+        apply_plan(two.path, plan_way_back(two.path), _Failing(two, "kernel-install", runs=(1, 2)))
+    assert two.read(DROP_IN).encode() == reserved[DROP_IN]
+    _revert(two)
+    assert two.all_files() == before
+
+
+def test_a_second_one_that_fails_leaves_the_first(two: BootTree) -> None:
+    before = two.all_files()
+    _reserve(two)
+    reserved = two.all_files()
+    kept = two.read(WAY_BACK_FILE)
+    with pytest.raises(ProgramFailed, match=r"made to fail, 1$"):
+        apply_plan(two.path, make_plan(two.path, TWO), _Failing(two, "kernel-install"))
+    assert (two.all_files(), two.read(WAY_BACK_FILE)) == (reserved, kept)
+    with pytest.raises(ProgramFailed, match="not all may be as it was before"):
+        apply_plan(two.path, make_plan(two.path, TWO), _Failing(two, "kernel-install", runs=(1, 2)))
+    assert two.all_files() != reserved
+    # Either of the two: what was wanted first, or what was there before.
+    plan = _reserve(two)
+    assert (plan.diff(), bool(plan.notes)) == ("", True)
+    assert two.all_files() == reserved
+    assert make_plan(two.path, OURS).changes == ()
+    with pytest.raises(ProgramFailed, match="not all may be as it was before"):
+        apply_plan(two.path, make_plan(two.path, TWO), _Failing(two, "kernel-install", runs=(1, 2)))
+    _revert(two)
+    assert two.all_files() == before
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_nothing_but_the_programs_fails_again(two: BootTree, which: str) -> None:
+    """Then the same again would be the same again."""
+    if which == "second":
+        _reserve(two)
+    before = two.all_files()
+    words = TWO if which == "second" else OURS
+    with pytest.raises(ProgramFailed, match="not all may be as it was before"):
+        apply_plan(two.path, make_plan(two.path, words), _Failing(two, "kernel-install", runs=(1, 2)))
+    plan = make_plan(two.path, OURS) if which == "second" else plan_way_back(two.path)
+    run = _Failing(two, "update-grub")
+    with pytest.raises(ProgramFailed, match=r"made to fail, 1$"):
+        apply_plan(two.path, plan, run)
+    assert run.ran == ["update-grub"]
+    again = make_plan(two.path, OURS) if which == "second" else plan_way_back(two.path)
+    assert again == plan
+    apply_plan(two.path, again, two.run)
+    assert two.all_files() == before
+
+
+@pytest.mark.parametrize("command", [2, 3, 4])
+def test_killed_between_programs_there_is_a_way_back(two: BootTree, command: int) -> None:
+    """The third and the fourth are repetitions, when the files are as before already."""
+    before = two.all_files()
+    failing = _Failing(two, "kernel-install")
+
+    def run(what: Sequence[str]) -> None:
+        if len(failing.ran) == command - 1:
+            raise SystemExit
+        failing(what)
+
+    with pytest.raises(SystemExit):
+        apply_plan(two.path, make_plan(two.path, OURS), run)
+    _revert(two)
+    assert two.all_files() == before
+
+
+def test_killed_in_a_revert_it_can_be_repeated(two: BootTree) -> None:
+    before = two.all_files()
+    _reserve(two)
+
+    def die(_: object) -> None:
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        apply_plan(two.path, plan_way_back(two.path), die)
+    _revert(two)
+    assert two.all_files() == before
+
+
+def test_grubby_is_not_run_again(tree: BootTree) -> None:
+    """It would put the words in once more; its files are brought back themselves."""
+    fedora(tree)
+    before = tree.all_files()
+    run = _Failing(tree, "grubby")
+    with pytest.raises(ProgramFailed, match=r"made to fail, 1$"):
+        apply_plan(tree.path, make_plan(tree.path, OURS), run)
+    assert run.ran == ["grubby"]
+    assert tree.all_files() == before
+
+
+def test_a_file_that_cannot_be_brought_back_is_named(
+    two: BootTree, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All else is brought back, and what programs make agrees with the files."""
+    before = two.all_files()
+
+    def fail(root: Path, path: str, text: str | None) -> None:
+        if text is None and path == f"/{DROP_IN}":
+            raise ConfigError(f"{path}: cannot be written: Read-only file system")
+        put_text(root, path, text)
+
+    with monkeypatch.context() as patch, pytest.raises(ProgramFailed) as caught:
+        patch.setattr("kdump_service.reserve.apply.put_text", fail)
+        apply_plan(two.path, make_plan(two.path, OURS), _Failing(two, "kernel-install"))
+    named = f"/{DROP_IN}: cannot be written: Read-only file system"
+    assert str(caught.value).endswith(f"not all may be as it was before: {named}")
+    assert named in caplog.text
+    assert not (two.path / "etc/kernel/cmdline").exists()
+    assert OURS[0] in two.read("boot/grub/grub.cfg")
+    _revert(two)
+    assert two.all_files() == before
+
+
+def test_a_memory_that_cannot_be_put_back_is_named(two: BootTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = two.all_files()
+
+    def fail(*_: object) -> None:
+        raise ConfigError(f"/{WAY_BACK_FILE} cannot be removed: Read-only file system")
+
+    with monkeypatch.context() as patch, pytest.raises(ProgramFailed, match=r"Read-only file system$"):
+        patch.setattr("kdump_service.reserve.way_back.restore_kept", fail)
+        apply_plan(two.path, make_plan(two.path, OURS), _Failing(two, "kernel-install"))
+    assert two.all_files() == before
+    _revert(two)
+    assert two.all_files() == before

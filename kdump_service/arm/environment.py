@@ -13,7 +13,7 @@ from kdump_service.config import Config
 from kdump_service.errors import ImageMissing, NotSupported
 from kdump_service.image.dracut import dracut_is_installed
 from kdump_service.image.layout import STATE_POINT, TARGET_FILE, TARGET_POINT
-from kdump_service.image.recipe import Recipe, Storages, find_storages, recipe_of
+from kdump_service.image.recipe import Recipe, Storages, find_storages, needed_drivers, recipe_of
 from kdump_service.image.store import ImageStore
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.kernel.mounts import holder_of
@@ -73,7 +73,7 @@ def choose_environment(kernel_files: KernelFiles, config: Config, kernel: Path) 
     if current is not None:
         return replace(_small(kernel_files, config, storages, current.path), buildable=buildable)
     last = store.last_good(release)
-    if last is not None and set(recipe.drivers) <= set(last.recipe.all_drivers):
+    if last is not None and needed_drivers(storages) <= set(last.recipe.all_drivers):
         changed = store.changed_source(last) or "its recipe"
         why = f"The capture image is out of date ({changed} has changed)"
         if not can_build:

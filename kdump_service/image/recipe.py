@@ -16,7 +16,7 @@ from kdump_service.kernel.mounts import Mount, holder_of
 from kdump_service.kernel.storage import Storage, drivers_of, storage_of
 from kdump_service.record import STATE_FOLDER
 
-__all__ = ["Recipe", "Storages", "find_storages", "recipe_of"]
+__all__ = ["Recipe", "Storages", "find_storages", "needed_drivers", "recipe_of"]
 
 SCHEMA = 1
 """Counts up when the way of building changes so that older images will not do."""
@@ -108,7 +108,7 @@ def _holder(path: str, mounts: list[Mount]) -> Mount:
 
 def recipe_of(kernel_files: KernelFiles, config: Config, release: str, storages: Storages) -> Recipe:
     """For a kernel of this release."""
-    drivers = {*_ALWAYS, *storages.target.drivers, *config.extra_drivers.split()}
+    drivers = {*needed_drivers(storages), *config.extra_drivers.split()}
     if storages.state is not None:
         drivers |= set(storages.state.drivers)
     return Recipe(
@@ -117,6 +117,11 @@ def recipe_of(kernel_files: KernelFiles, config: Config, release: str, storages:
         unit_settings=tuple(_unit_settings(kernel_files.root)),
         watchdog_drivers=tuple(sorted(_watchdog_drivers(kernel_files))),
     )
+
+
+def needed_drivers(storages: Storages) -> set[str]:
+    """Those without which an image does not bring the target up."""
+    return {*_ALWAYS, *storages.target.drivers}
 
 
 def _watchdog_drivers(kernel_files: KernelFiles) -> set[str]:

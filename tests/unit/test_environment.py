@@ -121,11 +121,29 @@ def test_image_with_more_drivers_than_needed_will_do_for_now(machine: MachineRoo
     assert "its recipe has changed" in found.explanation
 
 
-def test_image_that_lacks_a_driver_will_not_do(machine: MachineRoot) -> None:
+def test_image_that_lacks_a_driver_of_the_target_will_not_do(machine: MachineRoot) -> None:
     put_image(machine, drivers=[each for each in SMALL_IMAGE_DRIVERS if each != "virtio_blk"])
     assert (_choose(machine).name, _choose(machine).remark) == ("rootfs", "image-building")
-    put_image(machine, b"another")
-    assert _choose(machine, extra_drivers="megaraid_sas").remark == "image-building"
+
+
+def test_image_that_lacks_a_driver_that_is_asked_for_will_do_for_now(machine: MachineRoot) -> None:
+    image = put_image(machine)
+    found = _choose(machine, extra_drivers="megaraid_sas")
+    assert (found.initramfs, found.remark) == (image, "image-outdated")
+    assert found.wanted is not None and "megaraid_sas" in found.wanted.drivers
+    (machine.path / DRACUT).unlink()
+    found = _choose(machine, extra_drivers="megaraid_sas")
+    assert (found.initramfs, found.remark) == (image, "image-tools-missing")
+
+
+def test_image_that_lacks_a_driver_of_the_states_disk_will_do_for_now(machine: MachineRoot) -> None:
+    """That disk is the last resort where the target fails."""
+    Disks(machine).sata()
+    image = put_image(machine)
+    machine.set_mounts("1 0 8:1 / / rw - ext4 /dev/sda1 rw", "2 1 254:0 / /var/crash rw - ext4 /dev/vda rw")
+    found = _choose(machine)
+    assert (found.initramfs, found.remark) == (image, "image-outdated")
+    assert found.wanted is not None and "ahci" in found.wanted.drivers
 
 
 def test_damaged_image_is_passed_over(machine: MachineRoot) -> None:

@@ -154,6 +154,9 @@ class DumpRecord:
     environment: str = ""
     """What the capture boot ran in, as ``Environment=`` has it: initramfs or rootfs. Empty if it did not
     know, and in records of versions that did not write it down."""
+    armed_uptime_seconds: float = 0.0
+    """Age of the kernel that crashed when it was armed with that, to within the time that a load takes;
+    loading the same once more does not count. 0 if it is not known."""
     kernel_log_records: int = 0
     """Records of the kernel's log that were saved."""
     format: str = ""

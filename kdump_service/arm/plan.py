@@ -8,9 +8,10 @@ a capture boot with the root file system it is written to disk.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from kdump_service.arm.command_line import capture_command_line, check_length
 from kdump_service.arm.environment import CaptureEnvironment, choose_environment
 from kdump_service.arm.identity import armed_identity
 from kdump_service.arm.images import find_kernel
-from kdump_service.arm.loader import FileIdentity, LoadRequest
+from kdump_service.arm.loader import FileIdentity, Loader, LoadRequest
 from kdump_service.config import CAPTURE_SETTINGS_FILE, Config
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.record import write_atomically
@@ -73,8 +74,37 @@ def _capture_settings(kernel_files: KernelFiles, config: Config, identity: str) 
         "boot_id": kernel_files.boot_id,
         "host": kernel_files.host_name,
         "armed_identity": identity,
+        "armed_uptime_seconds": _armed_uptime_sec(kernel_files, identity),
         "config": config.to_json(),
     }
+
+
+def _armed_uptime_sec(kernel_files: KernelFiles, identity: str) -> float:
+    """How long this kernel ran before it was armed with what has this identity; 0 if that is not known.
+
+    Where settings in force say it, the number stays: with another one, what is loaded would not be what is
+    wanted, and each look at the machine a reload.
+    """
+    if not identity:
+        return 0.0
+    for text in _settings_in_force(kernel_files):
+        try:
+            said = json.loads(text)
+            if (said["boot_id"], said["armed_identity"]) == (kernel_files.boot_id, identity):
+                return float(said["armed_uptime_seconds"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue  # of a version that did not say it, or damaged
+    return round(kernel_files.uptime_sec(), 1)
+
+
+def _settings_in_force(kernel_files: KernelFiles) -> Iterator[str]:
+    """Those that are loaded with a small image, then those on disk; none where nothing is loaded."""
+    loaded = Loader(kernel_files).loaded_request()
+    if loaded is None:
+        return
+    yield dict(loaded.added_files).get(CAPTURE_SETTINGS_FILE, "")
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        yield (kernel_files.root / CAPTURE_SETTINGS_FILE).read_text(encoding="utf-8")
 
 
 def write_capture_settings(kernel_files: KernelFiles, config: Config, identity: str = "") -> None:

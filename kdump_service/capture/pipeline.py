@@ -76,6 +76,7 @@ class Capture:
             boot_id=self._settings.boot_id,
             armed_identity=self._settings.armed_identity,
             environment=self._settings.environment,
+            armed_uptime_seconds=self._settings.armed_uptime_seconds,
             capture_uptime_seconds=round(self._kernel_files.uptime_sec(), 2),
             memory_total_kib=self._gauge.total_kib,
             memory_available_at_start_kib=self._gauge.available_at_start_kib,

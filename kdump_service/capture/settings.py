@@ -12,6 +12,9 @@ from kdump_service.config import CAPTURE_SETTINGS_FILE, Config
 
 __all__ = ["CaptureSettings", "read_capture_settings"]
 
+_LONGEST_UPTIME_SEC = 1 << 32
+"""A century."""
+
 
 @dataclass(frozen=True)
 class CaptureSettings:
@@ -30,6 +33,8 @@ class CaptureSettings:
     fallback_mount_point: Path | None = None
     armed_identity: str = ""
     """Of kernel, image, command line and target that were armed."""
+    armed_uptime_seconds: float = 0.0
+    """How old the kernel was then."""
     problems: tuple[str, ...] = ()
     """What could not be used; defaults stand in its place."""
 
@@ -57,6 +62,12 @@ def read_capture_settings(root: Path) -> CaptureSettings:
         value = document.get(key)
         return value if isinstance(value, str) else ""
 
+    def seconds(key: str) -> float:
+        value = document.get(key)
+        if isinstance(value, (int, float)) and 0 <= value <= _LONGEST_UPTIME_SEC:
+            return float(value)
+        return 0.0  # with what is no duration, the record would be none
+
     def folder(key: str) -> Path | None:
         value = text(key)
         return Path(value) if value.startswith("/") else None
@@ -71,5 +82,6 @@ def read_capture_settings(root: Path) -> CaptureSettings:
         fallback_folder=text("fallback_folder"),
         fallback_mount_point=folder("fallback_mount_point"),
         armed_identity=text("armed_identity"),
+        armed_uptime_seconds=seconds("armed_uptime_seconds"),
         problems=tuple(f"{path}: {problem}" for problem in problems),
     )

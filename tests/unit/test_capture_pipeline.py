@@ -14,15 +14,19 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from kdump_service.arm.loader import Loader, LoadRequest
+from kdump_service.arm.plan import plan_load, write_capture_settings
 from kdump_service.capture.pipeline import Capture, Surroundings
 from kdump_service.capture.stages import Interrupted
+from kdump_service.config import Config
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.errors import BadVmcore, TargetFull, WorkerFailed
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.record import DumpRecord, DumpState
 from kdump_service.target import local
 from tests.builders.elf_core import PAGE, ElfCore, Segment
-from tests.builders.machine_root import BOOT_ID, MachineRoot
+from tests.builders.machine_disks import small_image_machine
+from tests.builders.machine_root import BOOT_ID, FakeKernel, MachineRoot
 from tests.builders.printk_ring import ADDRESS, VMCOREINFO, PrintkRing
 
 CRASH_TIME = 1_795_406_400  # 2026-11-23T04:00:00Z
@@ -445,3 +449,76 @@ def test_record_says_what_the_capture_ran_in(
     told = json.loads((folder / "record.json").read_text())
     del told["environment"]
     assert DumpRecord.from_document(told).environment == ""
+
+
+# When it was armed
+
+
+def _run_for(machine: MachineRoot, seconds: float) -> None:
+    machine.write("proc/uptime", f"{seconds} 20.00\n")
+
+
+def _told_uptime(request: LoadRequest) -> object:
+    return json.loads(dict(request.added_files)["var/lib/kdump-service/capture.json"])["armed_uptime_seconds"]
+
+
+def test_when_it_was_armed_makes_no_look_a_reload(tmp_path: Path) -> None:
+    """With the small image, the settings are part of what is loaded."""
+    machine = small_image_machine(tmp_path)
+    files, kernel = KernelFiles(tmp_path), FakeKernel(machine)
+    loader = Loader(files, kernel.load, kernel.unload)
+    _run_for(machine, 4.21)
+    first = plan_load(files, Config()).request
+    loader.load(first)
+    _run_for(machine, 5.0)
+    write_capture_settings(files, Config(), _identity_in(first))
+    _run_for(machine, 1000)
+    assert plan_load(files, Config()).request == loader.loaded_request() == first
+    # It is loaded anew for other settings, but was armed with this kernel, image and target all the time.
+    assert _told_uptime(plan_load(files, Config(contents="log")).request) == _told_uptime(first) == 4.2
+    assert _told_uptime(plan_load(files, Config(command_line_append="quiet")).request) == 1000
+    loader.unload()
+    assert _told_uptime(plan_load(files, Config()).request) == 1000
+
+
+def _identity_in(request: LoadRequest) -> str:
+    settings = json.loads(dict(request.added_files)["var/lib/kdump-service/capture.json"])
+    return str(settings["armed_identity"])
+
+
+def test_when_it_was_armed_with_the_root_file_system(machine: MachineRoot) -> None:
+    files, kernel = KernelFiles(machine.path), FakeKernel(machine)
+    path = machine.path / "var/lib/kdump-service/capture.json"
+
+    def told(identity: str) -> float:
+        write_capture_settings(files, Config(), identity)
+        return float(json.loads(path.read_text())["armed_uptime_seconds"])
+
+    assert told("") == 0  # nothing is loaded
+    Loader(files, kernel.load, kernel.unload).load(plan_load(files, Config()).request)
+    _run_for(machine, 4.21)
+    assert told("a" * 64) == 4.2
+    _run_for(machine, 1000)
+    written = path.stat()
+    assert told("a" * 64) == 4.2
+    assert path.stat().st_ino == written.st_ino
+    assert told("b" * 64) == 1000
+    for damage in ("", "[]", "{", '{"boot_id": 1}', path.read_text().replace("1000.0", "null")):
+        _run_for(machine, 2000)
+        path.write_text(damage)
+        assert told("b" * 64) == 2000
+    # The next boot has another age.
+    path.write_text(path.read_text().replace(BOOT_ID, "f" * 32))
+    _run_for(machine, 3)
+    assert told("b" * 64) == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "recorded"),
+    [("4.2", 4.2), ("7", 7), ("-1", 0), ("1e300", 0), ("NaN", 0), ("Infinity", 0), ('"4"', 0), ("null", 0)],
+)
+def test_record_says_when_it_was_armed(machine: MachineRoot, said: str, recorded: float) -> None:
+    text = f'{{"boot_id": "{BOOT_ID}", "config": {{"contents": "log"}}, "armed_uptime_seconds": {said}}}'
+    machine.write("var/lib/kdump-service/capture.json", text)
+    name = _run(machine).name
+    assert DumpRecord.read(machine.path / "var/crash" / name).armed_uptime_seconds == recorded

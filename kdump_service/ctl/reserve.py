@@ -76,6 +76,8 @@ def plan_text(plan: Mapping[str, Any], *, colour: bool = False) -> str:
         paragraphs.append(
             "\n".join(paint(line, _LINE_COLOURS.get(line[:1]), enabled=colour) for line in lines)
         )
+    elif plan.get("BootLoader") and plan.get("Files"):
+        paragraphs.append("No file has to change; programs that failed before are run again.")
     elif plan.get("BootLoader"):
         paragraphs.append("Nothing has to change: every command line is as it is to be.")
     else:

@@ -29,7 +29,7 @@ __all__ = ["AUTO", "RESERVE_UNIT", "ReserveOptions", "ask_unit", "reserve", "siz
 RESERVE_UNIT = "kdump-reserve.service"
 AUTO = "auto"
 """Stands for the size that the service recommends."""
-_UNIT_SEC = 1860.0
+_UNIT_SEC = 3660.0
 """The unit's own limit, and a minute."""
 
 _CMA_NOTES = (

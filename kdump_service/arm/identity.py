@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from kdump_service.arm.loader import LoadRequest
+from kdump_service.config import CAPTURE_SETTINGS_FILE
 from kdump_service.file_identity import content_hashes
+from kdump_service.image.layout import TARGET_FILE
 
 __all__ = ["armed_identity"]
 
@@ -15,11 +18,23 @@ __all__ = ["armed_identity"]
 def armed_identity(request: LoadRequest, target: str, root: Path = Path("/")) -> str:
     """SHA-256, hexadecimal, over content of kernel and image, command line and target; empty if unknown.
 
-    Where kernel or image is not any more what was loaded, nothing can be said.
+    Where kernel or image is not any more what was loaded, nothing can be said. The target is its path and, as
+    the small image mounts it itself, its device and its folder there. Of the other files that are added,
+    nothing counts.
     """
     hashes = content_hashes((request.kernel, request.initramfs), root)
     if not all(hashes.values()):
         return ""
     parts = [hashes[request.kernel], hashes[request.initramfs], request.command_line, target]
+    added = dict(request.added_files)
+    if added:
+        parts += [added.get(TARGET_FILE, ""), _target_folder(added.get(CAPTURE_SETTINGS_FILE, ""))]
     text = "\0".join(parts).encode("utf-8", "surrogateescape")
     return hashlib.sha256(text).hexdigest()
+
+
+def _target_folder(settings: str) -> str:
+    try:
+        return str(json.loads(settings)["target_folder"])
+    except (ValueError, TypeError, KeyError):
+        return ""  # nothing that this service has loaded

@@ -54,7 +54,10 @@ def plan_load(kernel_files: KernelFiles, config: Config) -> Plan:
     check_length(command_line, machine)
     request = LoadRequest(FileIdentity.of(kernel), FileIdentity.of(environment.initramfs), command_line)
     if environment.name == "initramfs":
-        identity = armed_identity(request, config.target, kernel_files.root)
+        # It is of the places only, not of all settings, which will hold it.
+        known = {**environment.files, CAPTURE_SETTINGS_FILE: json.dumps(environment.places)}
+        unnamed = replace(request, added_files=tuple(known.items()))
+        identity = armed_identity(unnamed, config.target, kernel_files.root)
         settings = _capture_settings(kernel_files, config, identity) | environment.places
         settings["small_image"] = True
         files = {**environment.files, CAPTURE_SETTINGS_FILE: json.dumps(settings)}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdump_service.arm.environment import CaptureEnvironment, NothingBuiltYet, choose_environment
+from kdump_service.arm.identity import armed_identity
 from kdump_service.arm.loader import Loader
 from kdump_service.arm.plan import plan_load
 from kdump_service.config import Config
@@ -354,3 +355,44 @@ def test_settings_change_the_request_and_nothing_else_does(machine: MachineRoot)
     machine.write(f"boot/initrd.img-{RELEASE}", "rebuilt")  # not used
     assert plan_load(files, Config()).request == first
     assert plan_load(files, Config(contents="user")).request != first
+
+
+# What it is proven by
+
+
+def _identity(machine: MachineRoot, **config: str | int) -> str:
+    """Of what would be loaded; the one in the settings is the same."""
+    files = KernelFiles(machine.path)
+    asked = Config(**config)  # type: ignore[arg-type]
+    request = plan_load(files, asked).request
+    identity = armed_identity(request, asked.target, machine.path)
+    settings = json.loads(dict(request.added_files)["var/lib/kdump-service/capture.json"])
+    assert settings["armed_identity"] == identity
+    assert len(identity) == 64
+    return identity
+
+
+def test_another_disk_at_the_same_path_is_another_identity(machine: MachineRoot) -> None:
+    put_image(machine, drivers=(*SMALL_IMAGE_DRIVERS, "ahci", "sd_mod"))
+    root = "1 0 254:0 / / rw - ext4 /dev/vda rw"
+    Disks(machine).sata("uuid-of-sda1")
+    machine.set_mounts(root, "2 1 8:1 / /var/crash rw - ext4 /dev/sda1 rw")
+    first = _identity(machine)
+    machine.set_mounts(root, "2 1 8:1 /dumps /var/crash rw - ext4 /dev/sda1 rw")
+    other_folder = _identity(machine)
+    machine.set_mounts(root)
+    no_disk_of_its_own = _identity(machine)
+    machine.set_mounts(root, "2 1 8:1 / /var/crash rw - ext4 /dev/sda1 rw")
+    assert _identity(machine) == first
+    machine.write("run/udev/data/b8:1", "E:ID_FS_TYPE=ext4\nE:ID_FS_UUID=of-another\n")
+    assert len({first, other_folder, no_disk_of_its_own, _identity(machine)}) == 4
+
+
+def test_settings_that_have_nothing_to_do_with_it_leave_the_identity(machine: MachineRoot) -> None:
+    put_image(machine)
+    first = _identity(machine)
+    assert _identity(machine, contents="user", compression="zlib", max_dumps=3) == first
+    machine.write("proc/sys/kernel/hostname", "another\n")
+    machine.write("proc/sys/kernel/random/boot_id", "ffffffff-ffff-ffff-ffff-ffffffffffff\n")
+    assert _identity(machine) == first
+    assert _identity(machine, target="/var/lib") != first

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from kdump_service.kernel.storage import Storage, drivers_of, storage_of
 from kdump_service.record import STATE_FOLDER
 
 __all__ = ["Recipe", "Storages", "find_storages", "needed_drivers", "recipe_of"]
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 """Counts up when the way of building changes so that older images will not do."""
@@ -138,5 +141,8 @@ def _unit_settings(root: Path) -> list[tuple[str, str]]:
     found = []
     for pattern in _UNIT_SETTINGS:
         for path in sorted(root.glob(pattern)):
-            found.append((f"/{path.relative_to(root)}", hashlib.sha256(path.read_bytes()).hexdigest()))
+            try:
+                found.append((f"/{path.relative_to(root)}", hashlib.sha256(path.read_bytes()).hexdigest()))
+            except OSError as error:  # a link to nowhere, a folder: systemd has no use for it, either
+                logger.warning("%s: cannot be read, ignoring: %s", path, error.strerror)
     return found

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -288,3 +289,29 @@ def test_recipe_holds_what_both_need_and_what_was_asked_for(machine: MachineRoot
         "virtio_blk", "virtio_pci", "xfs",
     )  # fmt: skip
     assert recipe.release == RELEASE
+
+
+def test_settings_of_the_unit_that_cannot_be_read_are_left_out(
+    machine: MachineRoot, disks: Disks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disks.virtio()
+    machine.set_mounts("1 0 254:0 / / rw - ext4 /dev/vda rw")
+    folder = machine.write("etc/systemd/system/kdump-capture.service.d/a.conf", "[Service]\n").parent
+    (folder / "folder.conf").mkdir()
+    (folder / "link.conf").symlink_to("nowhere")
+    (folder / "loop.conf").symlink_to("loop.conf")
+    (folder / "masked.conf").symlink_to("/dev/null")
+    machine.write("usr/lib/systemd/system/kdump-capture.service.d/secret.conf", "")
+    read = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:  # root may read all
+        if path.name == "secret.conf":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    files = KernelFiles(machine.path)
+    found = recipe_of(files, Config(), RELEASE, find_storages(files, Config())).unit_settings
+    assert [Path(path).name for path, _ in found] == ["a.conf", "masked.conf"]
+    for name in ("folder", "link", "loop", "secret"):
+        assert f"{name}.conf: cannot be read" in caplog.text

@@ -2,7 +2,8 @@
 """Run inside a guest, as some user: try all methods and properties of the service. Prints a JSON object.
 
 `guest_rights.py DUMP_PATH`: a polkit agent on our terminal asks whoever sits there. Each entry of what is
-printed is "done", or the D-Bus error.
+printed is "done", or the D-Bus error; "never tried" names the methods that the service has and this does not
+know.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import os
 import subprocess
 import sys
 
-from dbus_next import BusType, Message, MessageFlag, MessageType, Variant
+from dbus_next import BusType, Message, MessageFlag, MessageType, PropertyAccess, Variant
 from dbus_next.aio import MessageBus
 
 MANAGER, SETTINGS, DUMP = "org.kdump.Kdump1", "org.kdump.Kdump1.Settings", "org.kdump.Kdump1.Dump"
@@ -24,6 +25,7 @@ async def main() -> None:
     bus = await MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True).connect()
     agent = start_agent() if os.isatty(0) else None
     answers = {}
+    tried = set()
     # Who failed once is not asked again: PAM takes two seconds over each wrong password.
     patient = True
 
@@ -43,11 +45,23 @@ async def main() -> None:
             )
         )
         assert reply is not None
+        tried.add(f"{interface}.{member}")
         patient = patient and not str(reply.error_name).endswith("NotAuthorized")
         answers[name] = "done" if reply.message_type is MessageType.METHOD_RETURN else reply.error_name
         if reply.message_type is MessageType.METHOD_RETURN and name == "Open":
             with open(reply.unix_fds[reply.body[0]], "rb") as file:
                 answers["bytes of the record"] = len(file.read())
+
+    async def values_of(interface: str, path: str) -> dict[str, Variant]:
+        reply = await bus.call(
+            Message(
+                destination="org.kdump.Kdump1", path=path, interface=PROPERTIES, member="GetAll",
+                signature="s", body=[interface],
+            )
+        )  # fmt: skip
+        assert reply is not None
+        found: dict[str, Variant] = reply.body[0]
+        return found
 
     for interface, path in ((MANAGER, PATH), (SETTINGS, PATH), (DUMP, dump)):
         await attempt(f"read {interface}", PROPERTIES, "GetAll", "s", interface, path=path)
@@ -58,20 +72,29 @@ async def main() -> None:
     for member in ("Reload", "Rebuild", "Disarm", "TestCrash", "Arm"):
         # While it is disarmed, TestCrash refuses with NotReady: whoever gets so far has the right.
         await attempt(member, MANAGER, member)
-    values = await bus.call(
-        Message(
-            destination="org.kdump.Kdump1", path=PATH, interface=PROPERTIES, member="GetAll",
-            signature="s", body=[SETTINGS],
-        )
-    )  # fmt: skip
-    assert values is not None
-    for key, value in sorted(values.body[0].items()):
+    await attempt("Rehearse", MANAGER, "Rehearse")
+    await attempt("Reserve", MANAGER, "Reserve", "sa{sv}", "256M", {"dry-run": Variant("b", True)})
+    served = [
+        (path, described)
+        for path in (PATH, dump)
+        for described in (await bus.introspect("org.kdump.Kdump1", path)).interfaces
+        if described.name.startswith(MANAGER)
+    ]
+    for path, described in served:
+        read_only = [each.name for each in described.properties if each.access is PropertyAccess.READ]
+        for key in read_only[:1]:
+            value = (await values_of(described.name, path))[key]
+            body = (described.name, key, Variant(value.signature, value.value))
+            await attempt(f"set read-only {described.name}.{key}", PROPERTIES, "Set", "ssv", *body, path=path)
+    for key, value in sorted((await values_of(SETTINGS, PATH)).items()):
         same = Variant(value.signature, value.value)
         await attempt(f"set {key}", PROPERTIES, "Set", "ssv", SETTINGS, key, same)
         await attempt(f"reset {key}", SETTINGS, "ResetSetting", "s", key)
     await attempt("Open", DUMP, "Open", "s", "record", path=dump)
     await attempt("Keep", DUMP, "Keep", "b", True, path=dump)
     await attempt("Delete", DUMP, "Delete", path=dump)
+    methods = {f"{described.name}.{each.name}" for _, described in served for each in described.methods}
+    answers["never tried"] = sorted(methods - tried)
     if agent is not None:
         agent.terminate()
     print(json.dumps(answers))

@@ -18,6 +18,7 @@ DUMP_PATH = "/org/kdump/Kdump1/dump/20260102T030405Z_2dkdump_2dtest"
 
 FREE = ("read org.kdump", "GetManagedObjects", "Check", "Estimate", "GetSettings")
 DENIED = "org.kdump.Kdump1.Error.NotAuthorized"
+READ_ONLY = "org.freedesktop.DBus.Error.PropertyReadOnly"
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +76,19 @@ def test_who_may_do_what(machine: Machine, who: str) -> None:
     said = machine.run(f"{WHO[who]}python3 {TOOLS}/guest_rights.py {DUMP_PATH}", timeout_sec=400).stdout
     # The agent's colours may stand before it.
     answers, _ = json.JSONDecoder().raw_decode(said, said.index('{"'))
+    assert answers.pop("never tried") == []
+    # One of the manager and one of the dump: of the settings there is none.
+    fixed = [name for name in answers if name.startswith("set read-only ")]
+    assert [answers.pop(name) for name in fixed] == [READ_ONLY] * 2
     acts = {name: answer for name, answer in answers.items() if not name.startswith(FREE)}
     assert {name: answers[name] for name in answers if name.startswith(FREE)} == dict.fromkeys(
         [name for name in answers if name.startswith(FREE)], "done"
     )
-    assert len(acts) >= 5 + 2 * 15 + 3
+    assert len(acts) >= 7 + 2 * 15 + 3
     if who in ("root", "administrator"):
         assert acts.pop("TestCrash") == "org.kdump.Kdump1.Error.NotReady"
+        # What captures in the root file system cannot be rehearsed: who is told so has the right.
+        assert acts.pop("Rehearse") == "org.kdump.Kdump1.Error.CannotRehearse"
         assert acts.pop("bytes of the record") > 100
         assert acts == dict.fromkeys(acts, "done")
     else:

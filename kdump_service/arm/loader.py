@@ -105,7 +105,8 @@ class Loader:
 
     def load(self, request: LoadRequest) -> None:
         """Load, replacing what is there. Raises CannotArm or one of its kinds. Then :meth:`loaded_request`
-        still tells what is loaded if the kernel was not asked; if it was, it has dropped that first."""
+        still tells what is loaded, if anything is: the kernel drops it before it reads the new files, but not
+        where it does not come so far."""
         if not self._kernel_files.supports_crash_kernel:
             raise errors.NotSupported(
                 "this kernel cannot hold a crash kernel",
@@ -119,10 +120,14 @@ class Loader:
         hardware = Hardware.of(self._kernel_files)
         try:
             with open(request.kernel.path, "rb") as kernel, opened_initramfs(request) as initramfs:
+                before = self._remembered()
                 self._forget()  # only now: until here nothing has happened to what is loaded
                 try:
                     self._load(kernel.fileno(), initramfs.fileno(), request.command_line)
                 except OSError as error:
+                    if before is not None and self._kernel_files.crash_loaded:
+                        # Not permitted, or busy (kernel/kexec_file.c): what is loaded was not touched.
+                        self._remember(*before)
                     raise explain(error, request, self._kernel_files, reserved_bytes) from error
         except OSError as error:
             raise errors.ImageUnreadable(f"{error.filename}: {error.strerror}") from error

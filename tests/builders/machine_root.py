@@ -171,7 +171,8 @@ class FakeCrashSize:
 class FakeKernel:
     """Stands for kexec_file_load(2), which cannot be had in a test: loads into a MachineRoot.
 
-    As the real one does, it drops what was loaded before it reads the new files.
+    As the real one does, it drops what was loaded before it reads the new files, but not where it lets nobody
+    load (kernel/kexec_file.c).
     """
 
     def __init__(self, machine: MachineRoot) -> None:
@@ -183,11 +184,11 @@ class FakeKernel:
 
     def load(self, kernel_fd: int, initrd_fd: int | None, command_line: str) -> None:
         """As kdump_service.kernel.syscall.load_crash_kernel."""
-        self._machine.set_loaded(False)
-        if self.failures:
-            code = self.failures.pop(0)
-            if code:
-                raise OSError(code, "kexec_file_load: made to fail")
+        code = self.failures.pop(0) if self.failures else 0
+        if code not in (errno.EPERM, errno.EBUSY):
+            self._machine.set_loaded(False)
+        if code:
+            raise OSError(code, "kexec_file_load: made to fail")
         with open(kernel_fd, closefd=False) as file:
             self.loads.append((file.read(), command_line))
         self._machine.set_loaded(True)

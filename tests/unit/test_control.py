@@ -87,19 +87,19 @@ def test_kernel_that_was_busy_is_asked_again_after_any_act(
 
     async def change() -> View:
         await bench.start()
-        bench.kernel.failures = [errno.EBUSY, errno.EBUSY]  # the load, and what was there before
+        bench.kernel.failures = [errno.EBUSY, errno.EBUSY]
         bench.machine.write("etc/kdump-service.conf", "[Kernel]\nCommandLineAppend=new\n")
         with pytest.raises(KernelBusy):
             await bench.control.reload()
         deadline = time.monotonic() + 10
-        while (view := bench.control.view()).status.state is not ArmState.ARMED:
+        while not (view := bench.control.view()).status.command_line.endswith(" new"):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
         await bench.stop()
         return view
 
-    view = asyncio.run(change())
-    assert view.status.command_line.endswith(" new")
+    status = asyncio.run(change()).status
+    assert (status.state, status.reason) == (ArmState.ARMED, "")
 
 
 def test_target_that_comes_is_brought_within_its_limits(

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from kdump_service.arm.loader import Loader
-from kdump_service.errors import ConfigError, ImageMissing, ImageNotBuilt, NoReservation, ReservationTooSmall
+from kdump_service.errors import (
+    CannotArm,
+    ConfigError,
+    ImageMissing,
+    ImageNotBuilt,
+    NoReservation,
+    ReservationTooSmall,
+)
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.log import MessageId
 from kdump_service.service.manager import Manager
@@ -104,6 +111,20 @@ def test_what_the_kernel_was_not_asked_for_is_not_loaded_again(
         bench.manager.reload()
     assert (bench.manager.status().state, len(bench.kernel.loads)) == (ArmState.ARMED, 1)
     assert "again" not in caplog.text
+
+
+@pytest.mark.parametrize("code", [errno.EBUSY, errno.EPERM])
+def test_kernel_that_lets_nobody_load_still_holds_what_was_loaded(bench: _Bench, code: int) -> None:
+    """For one more try there may be no permission (kexec_load_limit_panic)."""
+    bench.manager.start()
+    bench.machine.write("etc/kdump-service.conf", "[Kernel]\nCommandLineAppend=new\n")
+    bench.kernel.failures = [code, code]
+    with pytest.raises(CannotArm):
+        bench.manager.reload()
+    status = bench.manager.status()
+    assert (status.state, status.loaded, len(bench.kernel.failures)) == (ArmState.ARMED, True, 1)
+    assert not status.command_line.endswith("new")
+    assert len(bench.manager.identity) == 64
 
 
 def test_refused_twice_is_not_armed(bench: _Bench) -> None:
@@ -416,11 +437,13 @@ def test_outdated_image_stays_armed_until_the_new_one_is_there(tmp_path: Path) -
     assert len(bench.kernel.loads) == 2
 
 
-def test_old_image_without_a_driver_of_the_target_is_not_used(tmp_path: Path) -> None:
+def test_old_image_without_an_extra_driver_serves_until_the_new_one_is_there(tmp_path: Path) -> None:
     bench = _SmallBench(tmp_path, built=True)
     bench.machine.write("etc/kdump-service.conf", "[Image]\nExtraDrivers=xfs\n")
     bench.manager.start()
-    assert (bench.manager.status().environment, bench.manager.status().reason) == ("rootfs", "image-building")
+    status = bench.manager.status()
+    assert (status.environment, status.reason) == ("initramfs", "image-outdated")
+    assert bench.manager.wanted_image is not None
 
 
 def test_nothing_is_wanted_after_the_image_is_built(small: _SmallBench) -> None:

@@ -21,27 +21,30 @@ def report(vmcore: str, vmlinux: str, planted: str, modules: list[str]) -> dict[
     program = Program()
     program.set_core_dump(vmcore)
     program.load_debug_info([vmlinux, *modules])
-    thread = program.crashed_thread()
-    task = thread.object
-    trace = thread.stack_trace()
+    crashed: dict[str, object] = {"comm": "", "pid": 0, "stack": [], "stack_text": ""}
     pids: list[int] = []
     count = 0
     unreadable = ""
     try:
+        thread = program.crashed_thread()
+        trace = thread.stack_trace()
+        crashed = {
+            "comm": thread.object.comm.string_().decode(errors="replace"),
+            "pid": thread.object.pid.value_(),
+            "stack": functions(trace),
+            "stack_text": str(trace),
+        }
         for other in for_each_task(program):
             count += 1
             if other.comm.string_().decode(errors="replace") == planted:
                 pids.append(other.pid.value_())
     except FaultError as error:
-        # A torn dump still has its crashed task; how far the list went says the rest.
+        # Of a torn dump; what it has of the crashed task and of the list says how far it goes.
         unreadable = str(error)
     names = program["init_uts_ns"].name
     return {
         "panic_message": (panic_message(program) or b"").decode(errors="replace"),
-        "comm": task.comm.string_().decode(errors="replace"),
-        "pid": task.pid.value_(),
-        "stack": functions(trace),
-        "stack_text": str(trace),
+        **crashed,
         "tasks": count,
         "planted_pids": pids,
         "unreadable": unreadable,

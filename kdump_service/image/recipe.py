@@ -17,7 +17,7 @@ from kdump_service.kernel.mounts import Mount, holder_of
 from kdump_service.kernel.storage import Storage, drivers_of, storage_of
 from kdump_service.record import STATE_FOLDER
 
-__all__ = ["Recipe", "Storages", "find_storages", "needed_drivers", "recipe_of"]
+__all__ = ["UNIT_SETTINGS_FOLDERS", "Recipe", "Storages", "find_storages", "needed_drivers", "recipe_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +27,11 @@ SCHEMA = 1
 # To mount what is in the image (loop, squashfs), and to be rehearsed in a virtual machine.
 _ALWAYS = ("loop", "squashfs", "virtio_blk", "virtio_pci")
 
-_UNIT_SETTINGS = (
-    "etc/systemd/system/kdump-capture.service.d/*.conf",
-    "usr/lib/systemd/system/kdump-capture.service.d/*.conf",
+UNIT_SETTINGS_FOLDERS = (
+    "etc/systemd/system/kdump-capture.service.d",
+    "usr/lib/systemd/system/kdump-capture.service.d",
 )
+"""Their drop-ins go into the image."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,8 @@ def _watchdog_drivers(kernel_files: KernelFiles) -> set[str]:
 
 def _unit_settings(root: Path) -> list[tuple[str, str]]:
     found = []
-    for pattern in _UNIT_SETTINGS:
-        for path in sorted(root.glob(pattern)):
+    for folder in UNIT_SETTINGS_FOLDERS:
+        for path in sorted((root / folder).glob("*.conf")):
             try:
                 found.append((f"/{path.relative_to(root)}", hashlib.sha256(path.read_bytes()).hexdigest()))
             except OSError as error:  # a link to nowhere, a folder: systemd has no use for it, either

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from kdump_service.config import DROP_IN_FOLDERS, MAIN_FILE, Config
+from kdump_service.image.recipe import UNIT_SETTINGS_FOLDERS
 from kdump_service.kernel.boot_loader import BOOT_LOADER_PATHS
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.kernel.inotify import CONTENT, NAMES, Inotify
@@ -132,6 +133,7 @@ class Watcher:
         self._want("configuration", (f"/{MAIN_FILE}", *(f"/{folder}/" for folder in DROP_IN_FOLDERS)))
         self._want("images", [self._on_machine(path) for path in images if path])
         self._want("images", _PACKAGES)
+        self._want("images", (f"/{folder}/" for folder in UNIT_SETTINGS_FOLDERS))
         self._want("boot-loader", BOOT_LOADER_PATHS)
         self._want("target", (config.target + "/",))
         self._want("tools", _TOOLS)

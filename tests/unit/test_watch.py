@@ -76,6 +76,10 @@ CHANGES: list[tuple[str, Callable[[_Bench], object]]] = [
     ("images", lambda b: b.machine.write(f"boot/vmlinuz-{RELEASE}", "another kernel")),
     ("images", lambda b: os.utime(b.root / f"boot/initrd.img-{RELEASE}")),
     ("images", lambda b: (b.root / f"boot/initrd.img-{RELEASE}").unlink()),
+    (
+        "images",
+        lambda b: b.machine.write("usr/lib/systemd/system/kdump-capture.service.d/a.conf", "[Service]\n"),
+    ),
     ("boot-loader", lambda b: b.machine.write("boot/grub/grub.cfg", "menu")),
     ("boot-loader", lambda b: b.machine.write("boot/loader/entries/a.conf", "title A")),
     ("boot-loader", lambda b: b.machine.write("etc/default/grub.d/a.cfg", "A=1")),

@@ -84,6 +84,10 @@ _NOT_FOR_THE_SMALL_IMAGE = (
 # does not exist counts for nothing.
 _ADDED_FOR_THE_SMALL_IMAGE = ("rootfstype=ramfs", "initcall_blacklist=tracer_init_tracefs")
 
+# Drivers of displays take memory for what nobody looks at, and reset hardware that a crash may have left in
+# any state. The small image has none; production's initramfs may.
+_ADDED_FOR_THE_ROOT_FILE_SYSTEM = ("nomodeset",)
+
 # A serial console takes a second for 11 kB at 115200 baud, and a boot prints 40: the capture's own lines are
 # enough, and the rest is in its journal. Who wants to see it says so on production's line, too.
 _QUIET = "quiet"
@@ -157,9 +161,13 @@ def _is_not_inherited(word: str, groups: Iterable[tuple[str, ...]]) -> bool:
     return False
 
 
-def added_words(machine: str) -> list[str]:
-    """The words that a capture boot needs on this architecture (uname -m)."""
-    return [*_ADDED_EVERYWHERE, *_ADDED_BY_MACHINE.get(machine, _ADDED_BY_MACHINE[""])]
+def added_words(machine: str, environment: Literal["initramfs", "rootfs"] = "rootfs") -> list[str]:
+    """The words that a capture boot needs on this architecture (uname -m) in this environment."""
+    return [
+        *_ADDED_EVERYWHERE,
+        *_ADDED_BY_MACHINE.get(machine, _ADDED_BY_MACHINE[""]),
+        *(_ADDED_FOR_THE_SMALL_IMAGE if environment == "initramfs" else _ADDED_FOR_THE_ROOT_FILE_SYSTEM),
+    ]
 
 
 def capture_command_line(
@@ -180,12 +188,11 @@ def capture_command_line(
     words = split_words(config.command_line or running)
     if "--" in words:
         words = words[: words.index("--")]
-    added = added_words(machine)
+    added = added_words(machine, environment)
     if watchdog_sec and not any(word.startswith(WATCHDOG_WORD) for word in words):
         added.append(f"{WATCHDOG_WORD}{watchdog_sec}")
     groups = [*NOT_INHERITED.values()]
     if environment == "initramfs":
-        added = [*added, *_ADDED_FOR_THE_SMALL_IMAGE]
         if not any(same_parameter(word_name(word), talk) for word in words for talk in _TALKATIVE):
             added.append(_QUIET)
         groups.append(_NOT_FOR_THE_SMALL_IMAGE)

@@ -104,6 +104,8 @@ def test_every_architecture_boots_into_the_capture_and_comes_back() -> None:
         words = added_words(machine)
         assert "systemd.unit=kdump-capture.target" in words
         assert "panic=5" in words
+    assert "nomodeset" in added_words("x86_64", "rootfs")
+    assert "nomodeset" not in added_words("x86_64", "initramfs")
     assert "irqpoll" in added_words("x86_64")
     assert "irqpoll" not in added_words("aarch64")
 
@@ -165,7 +167,7 @@ def test_small_image_has_its_own_root_in_memory() -> None:
     words = _small("root=/dev/vda rootfstype=ext4 ro")
     assert [word for word in words if word.startswith("root")] == ["rootfstype=ramfs"]
     assert "rootfstype=ramfs" not in split_words(capture_command_line("root=/dev/vda", "x86_64", Config()))
-    assert set(added_words("x86_64")) <= set(words)
+    assert set(added_words("x86_64", "initramfs")) <= set(words)
 
 
 def test_configured_words_have_the_last_word_for_the_small_image() -> None:

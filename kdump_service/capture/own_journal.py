@@ -22,6 +22,8 @@ _SYNC_SEC = 30.0
 def save_own_journal(root: Path, folder: Path) -> None:
     """Copy it beside the dump, for root alone to read. What fails is told, and costs nothing else."""
     try:
+        # While it starts, there is nobody to take the other one's wish; this waits for the start's end.
+        run(["systemctl", "start", "systemd-journald.service"], timeout_sec=_SYNC_SEC)
         run(["journalctl", "--sync"], timeout_sec=_SYNC_SEC)
     except ProgramFailed as error:
         logger.warning("the end of this journal may be missing: %s", error)

@@ -65,7 +65,7 @@ install() {
 
     # The journal may be a little late, the dump must not.
     mkdir -p "$initdir$systemdsystemconfdir/systemd-journald.service.d"
-    printf '[Service]\nNice=19\n' > "$initdir$systemdsystemconfdir/systemd-journald.service.d/kdump-service.conf"
+    printf '[Service]\nNice=10\n' > "$initdir$systemdsystemconfdir/systemd-journald.service.d/kdump-service.conf"
 
     mkdir -p "$initdir/etc/systemd/journald.conf.d" "$initdir/kdump/target" "$initdir/kdump/state"
     # Small: it lies in the memory that is reserved for the capture.

@@ -82,7 +82,14 @@ _NOT_FOR_THE_SMALL_IMAGE = (
 # inodes (measured with Debian's 6.1). What they do where the kernel is locked down for confidentiality is
 # asked for here, too: none of them (kernel/trace/trace.c). The word may stand several times, and a name that
 # does not exist counts for nothing.
-_ADDED_FOR_THE_SMALL_IMAGE = ("rootfstype=ramfs", "initcall_blacklist=tracer_init_tracefs")
+#
+# A kernel tests its ciphers at each boot, a sixth of the time that it takes to its first process (measured
+# likewise); nothing here encrypts. With fips=1 it tests them all the same (crypto/testmgr.c).
+_ADDED_FOR_THE_SMALL_IMAGE = (
+    "rootfstype=ramfs",
+    "initcall_blacklist=tracer_init_tracefs",
+    "cryptomgr.notests",
+)
 
 # Drivers of displays take memory for what nobody looks at, and reset hardware that a crash may have left in
 # any state. The small image has none; production's initramfs may.

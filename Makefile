@@ -13,7 +13,7 @@ PYTHON_SITE ?= $(PREFIX)/lib/python3/dist-packages
 VENV := .venv
 # Virtual machines at once. Each has two processors, and keeps one busy most of the time.
 VM_JOBS ?= 2
-VM_TESTS = $(VENV)/bin/pytest -n $(VM_JOBS) --dist worksteal tests/vm
+VM_TESTS = $(VENV)/bin/pytest -n $(VM_JOBS) --dist worksteal --durations=20 tests/vm
 
 .PHONY: help setup lint test test-unit test-vm demo bench bench-capture install clean
 

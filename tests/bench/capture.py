@@ -48,9 +48,7 @@ sync
 read ended rest </proc/uptime
 echo "peer saved: status $status, $(stat -c %s /dump) bytes, from $began to $ended"
 mount -o remount,ro /
-sleep infinity &
-echo o >/proc/sysrq-trigger
-wait
+systemctl --force --force poweroff
 """
 PEER_SAVED = r"peer saved: status (\d+), (\d+) bytes, from ([\d.]+) to ([\d.]+)"
 

@@ -43,9 +43,7 @@ CAPTURE = f"""\
 #!/bin/sh
 dd if=/proc/vmcore of=/dev/vdb bs=256K iflag=fullblock oflag=direct conv=sparse,notrunc && echo {WHOLE}
 sync
-sleep infinity &
-echo o >/proc/sysrq-trigger
-wait
+systemctl --force --force poweroff
 """
 
 

@@ -35,8 +35,8 @@ ExecStart=/usr/bin/python3 -I /{HOME}/guest_reference.py arm
 [Install]
 WantedBy=multi-user.target
 """
-# The first process of the capture boot, after Debian's initramfs. /proc is there already. What it waits by is
-# started before the power-off, which takes the disk away first.
+# The first process of the capture boot, after Debian's initramfs. /proc is there already. Switched off within a
+# system call that never returns: the kernel takes the disk away first, and no program could go on after that.
 CAPTURE = """\
 #!/bin/sh
 mount -o remount,rw /
@@ -44,9 +44,7 @@ rm -f /swap
 cp --sparse=always /proc/vmcore /vmcore.part && mv /vmcore.part /vmcore
 sync
 mount -o remount,ro /
-sleep infinity &
-echo o >/proc/sysrq-trigger
-wait
+systemctl --force --force poweroff
 """
 
 

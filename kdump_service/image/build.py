@@ -110,9 +110,9 @@ def _build(
     _lay_out_specimen(root, trial)
     outside = _run_trial([], trial)
     on_stage("collecting")
-    began = int(time.time())
+    began_nsec = time.time_ns()
     tree = collect(recipe.release, recipe.all_drivers, outside["files"], work)
-    sources = _sources(root, tree, began)
+    sources = _sources(root, tree, began_nsec)
     _leave_out_python_sources(tree)
     on_stage("proving")
     _prove(tree, trial, outside["captures"])
@@ -221,9 +221,9 @@ def _prove(tree: Path, trial: Path, expected: Mapping[str, Any]) -> None:
 # What goes in
 
 
-def _sources(root: Path, tree: Path, began: int) -> dict[str, Source]:
+def _sources(root: Path, tree: Path, began_nsec: int) -> dict[str, Source]:
     """The files of the machine that went in: those of the same path and content; and what decided about
-    them. ``began``, in whole seconds, is when dracut began to copy.
+    them. ``began_nsec``, since the epoch, is when dracut began to copy.
 
     A file that was replaced or removed since is in the manifest as what went in: so the image is outdated
     from the start, and is built again.
@@ -236,7 +236,7 @@ def _sources(root: Path, tree: Path, began: int) -> dict[str, Source]:
             if inside.is_symlink() or not inside.is_file():
                 continue
             source = _source_of(root / path.lstrip("/"), inside)
-            if source is None and _was_replaced(root, path, began):
+            if source is None and _was_replaced(root, path, began_nsec):
                 logger.info("%s has changed since it was copied: the image will be built again", path)
                 source = Source(inside.stat().st_size, _NO_FILES_TIME, sha256_of(inside))
             if source is not None:
@@ -257,17 +257,17 @@ def _source_of(outside: Path, inside: Path) -> Source | None:
     return source
 
 
-def _was_replaced(root: Path, path: str, began: int) -> bool:
+def _was_replaced(root: Path, path: str, began_nsec: int) -> bool:
     """Whether a file that is not what is inside may have been so when it was copied. Those that dracut edits
-    or makes differ, too, but nobody has changed them outside since ``began``, or the folder that would hold
-    them. Only in /etc it makes some beside files that others write at any time."""
+    or makes differ, too, but nobody has changed them outside since ``began_nsec``, or the folder that would
+    hold them. Only in /etc it makes some beside files that others write at any time."""
     outside = root / path.lstrip("/")
     if path.startswith("/etc/") and not outside.exists():
         return False
     for place in (outside, *outside.parents):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             # rename(2) and unlink(2) count, too. A time to come is of a clock that was set back.
-            return began <= int(place.stat().st_ctime) <= int(time.time())
+            return began_nsec <= place.stat().st_ctime_ns <= time.time_ns()
     return False
 
 

@@ -232,7 +232,7 @@ def _write(folder: Path, files: dict[str, str]) -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path, machine: MachineRoot) -> Path:
-    """A folder as dracut leaves it, of files that were on the machine a second ago at least."""
+    """A folder as dracut leaves it, of files that were on the machine before."""
     libraries = {
         "usr/lib/gnu/libc.so.6": "old",
         "usr/lib/gnu/libz.so.1.2": "old",
@@ -249,8 +249,16 @@ def copied(tmp_path: Path, machine: MachineRoot) -> Path:
         "usr/lib/dracut/hooks/made/too": "",
     })  # fmt: skip
     (tree / "usr/bin/link").symlink_to("kdump-service")
-    time.sleep(1.05 - time.time() % 1)
     return tree
+
+
+def _now() -> int:
+    """A time that what was done before lies before, and what is done next behind: the times of files are
+    those of the kernel's last tick, up to ten milliseconds ago."""
+    time.sleep(0.02)
+    now = time.time_ns()
+    time.sleep(0.02)
+    return now
 
 
 COPIED = {
@@ -264,7 +272,7 @@ COPIED = {
 def test_sources_are_files_of_the_machine_that_went_in_as_they_are(
     machine: MachineRoot, copied: Path
 ) -> None:
-    sources = build._sources(machine.path, copied, int(time.time()))
+    sources = build._sources(machine.path, copied, _now())
     assert set(sources) == WHAT_DECIDED | COPIED
 
 
@@ -282,7 +290,7 @@ def test_library_that_was_replaced_or_removed_since_it_was_copied(
 ) -> None:
     """As by dpkg amid a build. The next build is of what there is then."""
     caplog.set_level(logging.INFO, "kdump_service")
-    began = int(time.time())
+    began = _now()
     times = (copied / "usr/lib/gnu/libc.so.6").stat()
     new = machine.write("usr/lib/gnu/libc.so.6.dpkg-new", "new")
     os.utime(new, ns=(times.st_atime_ns, times.st_mtime_ns))  # as long, and of the same time
@@ -294,10 +302,9 @@ def test_library_that_was_replaced_or_removed_since_it_was_copied(
     assert set(sources) == WHAT_DECIDED | COPIED
     assert _outdated(machine, sources) == replaced
     assert "libc.so.6 has changed since it was copied" in caplog.text
-    time.sleep(1.05 - time.time() % 1)
     _write(copied, {"usr/lib/gnu/libc.so.6": "new", "usr/lib/gnu/libz.so.1.3": "old"})
     (copied / "usr/lib/gnu/libz.so.1.2").unlink()
-    sources = build._sources(machine.path, copied, int(time.time()))
+    sources = build._sources(machine.path, copied, _now())
     assert set(sources) == (WHAT_DECIDED | COPIED | {"/usr/lib/gnu/libz.so.1.3"}) - {
         "/usr/lib/gnu/libz.so.1.2"
     }
@@ -305,7 +312,7 @@ def test_library_that_was_replaced_or_removed_since_it_was_copied(
 
 
 def test_folder_that_was_removed_since_it_was_copied(machine: MachineRoot, copied: Path) -> None:
-    began = int(time.time())
+    began = _now()
     shutil.rmtree(machine.path / "usr/lib/gnu")
     sources = build._sources(machine.path, copied, began)
     assert _outdated(machine, sources) == {path for path in COPIED if "gnu" in path}
@@ -314,8 +321,8 @@ def test_folder_that_was_removed_since_it_was_copied(machine: MachineRoot, copie
 def test_clock_that_was_set_back_does_not_make_all_seem_new(
     machine: MachineRoot, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(time, "time", lambda: 1000.0)
-    assert set(build._sources(machine.path, copied, 990)) == WHAT_DECIDED | COPIED
+    monkeypatch.setattr(time, "time_ns", lambda: 1000 * 10**9)
+    assert set(build._sources(machine.path, copied, 990 * 10**9)) == WHAT_DECIDED | COPIED
 
 
 @pytest.mark.parametrize(("line", "docstring"), [

@@ -119,11 +119,11 @@ def pytest_runtest_makereport(
     report = yield
     if report.when == "call" and report.failed and call.excinfo is not None:
         lost = call.excinfo.errisinstance(MachineLost)
+        # At once, too: whoever stops the run before its end loses the summary.
+        say(f"{item.name}: {call.excinfo.typename}: {(str(call.excinfo.value).splitlines() or [''])[0]}")
         if lost:
             # Its message ends with the console already; a traceback through the harness says nothing.
             report.longrepr = f"machine lost: {call.excinfo.value}"
-            # At once, too: whoever stops the run before its end loses the summary.
-            say(f"{item.name}: {str(report.longrepr).splitlines()[0]}")
             report.user_properties.append(("machine", "lost"))
         lab = item.stash.get(LAB, None)
         shared = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Machine)]

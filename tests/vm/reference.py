@@ -35,8 +35,8 @@ ExecStart=/usr/bin/python3 -I /{HOME}/guest_reference.py arm
 [Install]
 WantedBy=multi-user.target
 """
-# The first process of the capture boot, after Debian's initramfs. /proc is there already. Switched off within a
-# system call that never returns: the kernel takes the disk away first, and no program could go on after that.
+# The first process of the capture boot, after Debian's initramfs. /proc is there already. Switched off within
+# a system call that never returns: the kernel takes the disk away first, and no program could go on then.
 CAPTURE = """\
 #!/bin/sh
 mount -o remount,rw /

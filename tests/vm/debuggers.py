@@ -101,10 +101,13 @@ class OpenDump:
         self.modules = list(modules)
         self.crash_command = list(crash_command)
 
-    def drgn(self, planted: str) -> DrgnReport:
-        """Ask drgn, of the Python that runs this."""
+    def drgn(self, planted: str, *, torn: bool = False) -> DrgnReport:
+        """Ask drgn, of the Python that runs this. A `torn` dump need not have the task that crashed."""
         script = HERE / "drgn_report.py"
-        done = _run("drgn", [sys.executable, script, self.vmcore, self.vmlinux, planted, *self.modules])
+        options = ("--torn",) if torn else ()
+        done = _run(
+            "drgn", [sys.executable, script, *options, self.vmcore, self.vmlinux, planted, *self.modules]
+        )
         return DrgnReport(**json.loads(done.stdout))
 
     def crash(self, planted: str) -> CrashReport:

@@ -133,7 +133,7 @@ def test_dump_that_ran_out_of_space(lab_base: Lab, reference: Reference, work: P
         assert "incomplete" in told.stdout
         assert "missing" in told.stdout
         # What every debugger needs was written first.
-        seen = opened(lab_base, reference, cut).drgn(PLANTED_COMMAND)
+        seen = opened(lab_base, reference, cut).drgn(PLANTED_COMMAND, torn=True)
         assert seen.panic_message == "Kernel panic - not syncing: sysrq triggered crash"
         # crash asks for this option itself when a page is missing.
         symbols = vmlinux(lab_base.cache, reference.tree)

@@ -37,13 +37,15 @@ _left_behind: dict[str, subprocess.Popen[str]] = {}
 _lock = threading.Lock()
 
 
-def run(command: Sequence[str], *, timeout_sec: float) -> str:
-    """Run ``command`` and return what it printed on standard output.
+def run(command: Sequence[str], *, timeout_sec: float, name: str = "", complaints_too: bool = False) -> str:
+    """Run ``command`` and return what it printed on standard output; ``complaints_too``, also on standard
+    error, behind that.
 
     Returns or raises within ``timeout_sec`` and a second, whatever the program does. Raises ProgramFailed
-    with the command as it could be typed, its exit status and the last lines that it wrote to standard error.
+    with ``name``, else with the command as it could be typed, its exit status and the last lines that it
+    wrote to standard error.
     """
-    typed = shlex.join(command)
+    typed = name or shlex.join(command)
     _forget_the_dead()
     if typed in _left_behind:
         raise ProgramFailed(f"{typed}: an earlier one hangs in the kernel and cannot be killed")
@@ -72,7 +74,7 @@ def run(command: Sequence[str], *, timeout_sec: float) -> str:
     if process.returncode != 0:
         said = " / ".join(complaints.strip().splitlines()[-3:]) or "no message"
         raise ProgramFailed(f"{typed}: exit status {process.returncode}: {said}")
-    return output
+    return output + complaints if complaints_too else output
 
 
 class Beside:

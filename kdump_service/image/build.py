@@ -8,7 +8,6 @@ that exists is touched before that: the image that is armed stays until the new 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import logging
@@ -33,7 +32,7 @@ from kdump_service.image.recipe import Recipe
 from kdump_service.image.store import ImageStore, Manifest, Source, sha256_of
 from kdump_service.image.wanted import wanted_recipe
 from kdump_service.kernel.files import KernelFiles
-from kdump_service.kernel.free_room import check_room
+from kdump_service.kernel.free_room import MAKE_ROOM, NO_ROOM, check_room, no_room_in
 from kdump_service.process import run
 from kdump_service.quantity import format_bytes, format_seconds, format_utc
 from kdump_service.record import write_atomically
@@ -89,12 +88,17 @@ def build_image(
             with tempfile.TemporaryDirectory(prefix="build-", dir=store.folder) as folder:
                 return _build(root, recipe, store, Path(folder), on_stage)
     except ProgramFailed as error:
-        raise ImageNotBuilt(str(error), "See: journalctl -u 'kdump-build-image@*'") from error
+        raise ImageNotBuilt(str(error), _hint(error)) from error
     except zstandard.ZstdError as error:
         raise ImageNotBuilt(f"/{SPECIMEN} is damaged: {error}", "Install kdump-service anew.") from error
     except OSError as error:
-        hint = "Make room in /var." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        hint = MAKE_ROOM if error.errno in NO_ROOM else ""
         raise ImageNotBuilt(f"{error.filename or store.folder}: {error.strerror}", hint) from error
+
+
+def _hint(error: ProgramFailed, otherwise: str = "See: journalctl -u 'kdump-build-image@*'") -> str:
+    """What to do about a program that failed."""
+    return MAKE_ROOM if no_room_in(str(error)) else otherwise
 
 
 def _build(
@@ -205,7 +209,7 @@ def _prove(tree: Path, trial: Path, expected: Mapping[str, Any]) -> None:
     except ProgramFailed as error:
         raise ImageNotBuilt(
             f"a capture inside the new image fails: {error}",
-            "Please report this, with your distribution's name.",
+            _hint(error, "Please report this, with your distribution's name."),
         ) from error
     finally:
         shutil.rmtree(inside)

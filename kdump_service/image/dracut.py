@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kdump_service.errors import ImageNotBuilt
 from kdump_service.image.modules import module_files
+from kdump_service.kernel.free_room import MAKE_ROOM, no_room_in
 from kdump_service.process import run
 
 __all__ = ["DRACUT", "DRACUT_MODULE", "collect", "dracut_is_installed"]
@@ -32,15 +33,18 @@ def collect(release: str, drivers: Iterable[str], files: Iterable[str], work: Pa
     temporary = work / "dracut"
     temporary.mkdir()
     (work / "no-settings").mkdir()
-    run(
+    said = run(
         ["env", f"KDUMP_SERVICE_FILES={listed}", "dracut", "--force", "--quiet", "--kver", release,
          # Neither the settings of the host's own initramfs nor the devices of its root have a say here.
          "--conf", "/dev/null", "--confdir", str(work / "no-settings"), "--no-hostonly",
          "--no-hostonly-cmdline", "--no-early-microcode", "--nofscks", "--nomdadmconf", "--nolvmconf",
          "--no-compress", "--nostrip", "--reproducible", "--keep", "--tmpdir", str(temporary),
          "--drivers", " ".join(drivers), "--modules", "kdump-service", str(work / "archive")],
-        timeout_sec=_DRACUT_SEC,
+        timeout_sec=_DRACUT_SEC, name="dracut", complaints_too=True,
     )  # fmt: skip
+    # dracut goes on without a file that it cannot copy, and says that all is well.
+    if missed := no_room_in(said):
+        raise ImageNotBuilt(missed, MAKE_ROOM)
     (work / "archive").unlink()
     trees = list(temporary.glob("dracut*/initramfs"))
     # dracut goes on when a module of it fails, and says that all is well.

@@ -48,7 +48,8 @@ _DEADLINE_SEC = 600
 # A driver can wait for ever for hardware that the crash left as it was, and modprobe then cannot be killed: a
 # process beside counts the time. It is gone a second after systemd is there, not when the time is over: as
 # long as it lives, the early programs that it runs stay in memory, though deleted (2 MiB, nearly all of it
-# the C library). sysrq-trigger obeys whatever kernel.sysrq says (Documentation/admin-guide/sysrq.rst).
+# the C library). sysrq-trigger obeys whatever kernel.sysrq says (Documentation/admin-guide/sysrq.rst). A quiet
+# console shows what is critical.
 _INIT = """\
 #!/bin/sh
 # SPDX-License-Identifier: LGPL-2.1-or-later
@@ -63,7 +64,7 @@ mount -t proc proc /proc
         [ ! -d /run/systemd/system ] || exit 0
         left=$((left - 1))
     done
-    echo "kdump-service: no systemd after {seconds} seconds, rebooting" > /dev/kmsg || :
+    echo "<2>kdump-service: no systemd after {seconds} seconds, rebooting" > /dev/kmsg || :
     echo b > /proc/sysrq-trigger
 ) &
 mount -t sysfs sysfs /sys

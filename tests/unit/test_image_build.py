@@ -25,7 +25,7 @@ import zstandard
 
 from kdump_service.config import Config
 from kdump_service.errors import ImageNotBuilt, KdumpError, NotSupported, ProgramFailed
-from kdump_service.image import build, pack
+from kdump_service.image import build, dracut, pack
 from kdump_service.image.build import build_image
 from kdump_service.image.recipe import Recipe, find_storages, recipe_of
 from kdump_service.image.store import ImageStore, Manifest, Source
@@ -212,6 +212,51 @@ def test_folder_that_cannot_be_made(machine: MachineRoot) -> None:
     machine.write("var/lib/kdump-service/images", "a file in the way")
     with pytest.raises(ImageNotBuilt, match="File exists"):
         build_image(machine.path, RECIPE)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "cp: error writing '/x/initramfs/usr/lib/systemd/systemd': No space left on device",
+        "dracut: something\n/usr/bin/dracut: line 9: echo: write error: Disk quota exceeded\ndracut: more",
+    ],
+)
+def test_dracut_leaves_out_what_found_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """And says that all is well, with a whole archive, since there was room again by then."""
+
+    def run(command: list[str], **more: object) -> str:
+        assert (command[2], more["complaints_too"]) == ("dracut", True)
+        program = tmp_path / "dracut/dracut.abc/initramfs/usr/bin/kdump-service"
+        program.parent.mkdir(parents=True)
+        program.touch()
+        (tmp_path / "archive").touch()
+        return said
+
+    monkeypatch.setattr(dracut, "run", run)
+    with pytest.raises(ImageNotBuilt) as caught:
+        dracut.collect(RELEASE, [], [], tmp_path)
+    assert str(caught.value) == next(line for line in said.splitlines() if "error" in line)
+    assert caught.value.hint == "Make room in /var."
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("mksquashfs: exit status 1: No space left on device / FATAL ERROR", "Make room in /var."),
+        ("dracut: exit status 1: no message", "See: journalctl -u 'kdump-build-image@*'"),
+    ],
+)
+def test_program_that_fails_is_told_with_what_to_do(
+    machine: MachineRoot, monkeypatch: pytest.MonkeyPatch, said: str, hint: str
+) -> None:
+    def run(command: list[str], *, timeout_sec: float) -> str:
+        raise ProgramFailed(said)
+
+    monkeypatch.setattr(build, "run", run)
+    error = _refused(machine)
+    assert (str(error), error.hint) == (said, hint)
 
 
 # What is made of dracut's folder

@@ -20,6 +20,12 @@ def test_what_is_printed_is_returned() -> None:
     assert run(["printf", "%s\\n", "a b", "c"], timeout_sec=10) == "a b\nc\n"
 
 
+def test_complaints_of_a_program_that_ends_well_can_be_had() -> None:
+    command = ["sh", "-c", "echo 1; echo oops >&2; echo 2"]
+    assert run(command, timeout_sec=10) == "1\n2\n"
+    assert run(command, timeout_sec=10, complaints_too=True) == "1\n2\noops\n"
+
+
 def test_failure_says_what_was_typed_and_said() -> None:
     with pytest.raises(ProgramFailed, match=r"sh -c '.*': exit status 3: two / three / four"):
         run(["sh", "-c", "printf 'one\\ntwo\\nthree\\nfour\\n' >&2; exit 3"], timeout_sec=10)
@@ -27,6 +33,8 @@ def test_failure_says_what_was_typed_and_said() -> None:
         run(["false"], timeout_sec=10)
     with pytest.raises(ProgramFailed, match="cannot be started: No such file"):
         run(["/no/such/program"], timeout_sec=10)
+    with pytest.raises(ProgramFailed, match=r"^it: exit status 1: no message$"):
+        run(["false"], timeout_sec=10, name="it")
 
 
 def test_environment_is_fixed_and_no_input_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from .disk import Disk, Install, install_with_make, project_disk
 from .events import GuestDump
 from .machine import Machine, MachineOptions
 from .makedumpfile import Makedumpfile
-from .symbols import crash_module, vmlinux
+from .symbols import kernel_module, vmlinux
 from .tree import ROLLING, SUITE, Tree, base_tree
 
 __all__ = ["Lab", "crash_command"]
@@ -83,7 +83,7 @@ class Lab:
         """A machine, switched off; `with` switches it on. With a boot loader it has the firmware for it."""
         disk = disk or (self.boot_loader_disk(boot_loader) if boot_loader else self.disk)
         work = self.work / f"machine{next(self._numbers)}"
-        machine = Machine(disk, work, lambda: crash_module(self.cache, disk.tree), **options)
+        machine = Machine(disk, work, functools.partial(kernel_module, self.cache, disk.tree), **options)
         self.machines.append(machine)
         return machine
 
@@ -98,11 +98,12 @@ class Lab:
             image = machine.extract(f"{dump.path}/{name}", machine.work / f"{Path(dump.path).name}.{name}")
             if ".lz4" in name:
                 image = _decompress(image)
-        module = (
-            [crash_module(self.cache, machine.disk.tree)] if machine.crashed_by == "null_dereference" else []
+        crasher = "null_dereference"
+        modules = (
+            [kernel_module(self.cache, machine.disk.tree, crasher)] if machine.crashed_by == crasher else []
         )
         symbols = vmlinux(self.cache, machine.disk.tree)
-        return OpenDump(image, symbols, module, crash_command=crash_command(self.cache, self.suite))
+        return OpenDump(image, symbols, modules, crash_command=crash_command(self.cache, self.suite))
 
     def clean_up(self, machines: Sequence[Machine] | None = None) -> None:
         """Switch these machines off, or all, and remove what they left on the host: disks, dumps."""

@@ -129,10 +129,10 @@ class Machine:
         self,
         disk: Disk,
         work: Path,
-        crash_module: Callable[[], Path] | None = None,
+        module: Callable[[str], Path] | None = None,
         **options: Unpack[MachineOptions],
     ) -> None:
-        """`crash_module` answers with the module that `crash("null_dereference")` loads."""
+        """`module` answers with the kernel module of this name in tests/vm/modules."""
         self.disk = disk
         self.work = work
         self.image = work / "disk.img"
@@ -147,7 +147,7 @@ class Machine:
         self.journal = ""  # of the project's units, when a case failed and the machine still answered
         self._files = dict(options.get("files", {}))
         self._qemu_arguments = list(options.get("qemu_arguments", ()))
-        self._crash_module = crash_module
+        self._module = module
         self._agent_in_capture = options.get("agent_in_capture", False)
         # The agent is a unit of production's root.
         if options.get("environment", "rootfs" if self._agent_in_capture else "initramfs") == "rootfs":
@@ -298,6 +298,13 @@ class Machine:
             data = base64.b64encode(content[offset : offset + CHUNK]).decode()
             self._call({"op": "write", "path": path, "offset": offset, "data": data})
 
+    def put_module(self, name: str, folder: str) -> None:
+        """Write the kernel module `name` of tests/vm/modules, built for this machine's kernel, to a folder of
+        the running guest."""
+        if self._module is None:
+            raise ValueError("this machine was given no modules")
+        self.put(f"{folder}/{name}.ko", self._module(name).read_bytes())
+
     def spawn(self, command: str) -> None:
         """Start a shell command without waiting for word of it: for what ends the kernel."""
         self._request({"op": "spawn", "command": command})
@@ -353,9 +360,7 @@ class Machine:
         if how == "sysrq":
             command = f"exec {victim} -c 'echo c > /proc/sysrq-trigger'"
         elif how == "null_dereference":
-            if self._crash_module is None:
-                raise ValueError("this machine was given no crash module")
-            self.put("/run/null_dereference.ko", self._crash_module().read_bytes())
+            self.put_module("null_dereference", "/run")
             self.run("insmod /run/null_dereference.ko && echo 1 > /proc/sys/kernel/panic_on_oops")
             command = f"exec {victim} -c 'echo 1 > /sys/module/null_dereference/parameters/trigger'"
         else:

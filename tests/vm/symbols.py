@@ -8,7 +8,7 @@ from pathlib import Path
 from .cache import Cache, digest, digest_tree
 from .tree import Tree, mmdebstrap
 
-__all__ = ["MODULES", "crash_module", "vmlinux"]
+__all__ = ["MODULES", "kernel_module", "vmlinux"]
 
 MODULES = Path(__file__).parent / "modules"
 
@@ -56,7 +56,7 @@ def _unpack(package: Path, pattern: str, target: Path) -> None:
         raise RuntimeError(f"{package} holds no file like {pattern}, but links only")
 
 
-def crash_module(cache: Cache, tree: Tree, name: str = "null_dereference") -> Path:
+def kernel_module(cache: Cache, tree: Tree, name: str) -> Path:
     """`modules/<name>` built for the tree's kernel, with debugging information; about 40 s the first time."""
     source = MODULES / name
 

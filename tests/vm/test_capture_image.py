@@ -167,9 +167,71 @@ def test_what_went_in_changes(machine_factory: MachineFactory) -> None:
         assert "kdump_test.word" in status(machine)["CommandLine"]
 
 
+def drivers_of_the_image(machine: Machine) -> set[str]:
+    """Of what is armed, by its manifest."""
+    manifest = json.loads(machine.get(str(Path(image(machine)).with_suffix(".json"))))
+    return set(manifest["recipe"]["drivers"])
+
+
+def test_settings_of_the_image_change_while_it_is_built(machine_factory: MachineFactory) -> None:
+    """What was asked for first is built, and then what is asked for by now; whatever is the newest serves."""
+    with machine_factory() as machine:
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        before = image(machine)
+        machine.run("kdumpctl config set ExtraDrivers nfs")
+        machine.wait_until(f"{BUILDS} | grep 'capture image: collecting'", timeout_sec=BUILD_SEC)
+        assert image(machine) == before
+        machine.run("kdumpctl config set ExtraDrivers 'nfs overlay'")
+        assert (image(machine), codes(machine)) == (before, {"image-outdated"})
+        machine.wait_until(
+            f"test $({BUILDS} | grep -c 'Capture image built') = 2 && ! {BUILD_IS_UNDER_WAY}",
+            timeout_sec=2 * BUILD_SEC,
+        )
+        machine.wait_until(f"! kdumpctl status --json | grep -e image-outdated -e {before}")
+        assert {"nfs", "overlay"} <= drivers_of_the_image(machine)
+        # Each was loaded when it was there; the first one did not have what is asked for.
+        armed = machine.run("journalctl -b -u kdump.service -o cat --no-pager | grep -c 'loaded anew'").stdout
+        assert armed == "2\n"
+        machine.crash("sysrq")
+        machine.wait_for_boot()
+        [dump] = machine.dumps()
+        assert (dump.record["state"], dump.record["problems"]) == ("complete", [])
+
+
+PACK = "/usr/lib/python3/dist-packages/kdump_service/image/pack.py"
+
+
+def test_driver_that_hangs_in_the_capture_boot(machine_factory: MachineFactory) -> None:
+    """Before there is systemd, whose deadline would end it: the machine is back all the same. After half a
+    minute, for this once, instead of ten."""
+    with machine_factory() as machine:
+        release = machine.wait_for_boot().release
+        machine.wait_until_armed()
+        before = image(machine)
+        machine.run(
+            f"sed -i 's/^_DEADLINE_SEC = .*/_DEADLINE_SEC = 30/' {PACK} && grep -q '_SEC = 30' {PACK}"
+        )
+        machine.put_module("never_returns", f"/usr/lib/modules/{release}/updates")
+        machine.run("depmod && kdumpctl config set ExtraDrivers never_returns")
+        machine.wait_until(
+            f"kdumpctl status --json | grep -o '{IMAGES}/[0-9a-f]*' | grep -v {Path(before).stem}",
+            timeout_sec=BUILD_SEC,
+        )
+        machine.wait_until(f"! kdumpctl status --json | grep image-outdated && ! {BUILD_IS_UNDER_WAY}")
+        assert "never_returns" in drivers_of_the_image(machine)
+        machine.run("sync")
+        crashed = machine.crash("sysrq")
+        told = machine.wait_for_console("no systemd after 30 seconds, rebooting", since=crashed)
+        machine.wait_for_event("RESET", since=told.at, timeout_sec=10)
+        machine.wait_for_boot()
+        machine.wait_until_armed()
+        assert machine.dumps() == []
+
+
 def test_build_that_fails_leaves_the_machine_armed(machine_factory: MachineFactory) -> None:
-    """No room for a build, then a build that is killed: told, with what to do; the state is not worse than
-    before."""
+    """No room for a build, a disk that gets full amid it, a build that is killed: told, with what to do; the
+    state is not worse than before."""
     with machine_factory() as machine:
         machine.wait_for_boot()
         machine.wait_until_armed()
@@ -184,6 +246,16 @@ def test_build_that_fails_leaves_the_machine_armed(machine_factory: MachineFacto
         assert "a build needs" in said
         assert image(machine) == before
         machine.run("rm /filler")
+        machine.spawn("kdumpctl rebuild")
+        machine.wait_until(f"{BUILDS} | grep 'capture image: collecting'", timeout_sec=BUILD_SEC)
+        machine.run("fallocate -l $(($(stat -f -c '%f * %S' /) - (20 << 20))) /filler")
+        machine.wait_until(f"! {BUILD_IS_UNDER_WAY}", timeout_sec=BUILD_SEC)
+        machine.wait_until("kdumpctl status --json | grep -q image-not-built", timeout_sec=60)
+        said = machine.run("kdumpctl check", check=False).stdout
+        assert "No space left on device" in said
+        assert "Make room in /var." in said
+        machine.run(f"rm /filler && ! ls -d {IMAGES}/build-*")
+        assert (image(machine), machine.run("cat /sys/kernel/kexec_crash_loaded").stdout) == (before, "1\n")
         machine.spawn("kdumpctl rebuild")
         machine.wait_until(BUILD_IS_UNDER_WAY, timeout_sec=60)
         machine.run(f"systemctl kill --signal=KILL {BUILD_UNITS}")

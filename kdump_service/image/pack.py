@@ -48,8 +48,8 @@ _DEADLINE_SEC = 600
 # A driver can wait for ever for hardware that the crash left as it was, and modprobe then cannot be killed: a
 # process beside counts the time. It is gone a second after systemd is there, not when the time is over: as
 # long as it lives, the early programs that it runs stay in memory, though deleted (2 MiB, nearly all of it
-# the C library). sysrq-trigger obeys whatever kernel.sysrq says (Documentation/admin-guide/sysrq.rst). A quiet
-# console shows what is critical.
+# the C library). sysrq-trigger obeys whatever kernel.sysrq says (Documentation/admin-guide/sysrq.rst). On
+# a quiet console, too, what is critical shows.
 _INIT = """\
 #!/bin/sh
 # SPDX-License-Identifier: LGPL-2.1-or-later

@@ -153,7 +153,7 @@ def _times(series: Series) -> str:
 
 
 def _images(series: Series, builds: Sequence[Build]) -> str:
-    rows: list[tuple[str, ...]] = [("", "image MiB", "build s", "arming s", "armed at s")]
+    rows: list[tuple[str, ...]] = [("", "image MiB", "build s", "arming s", "arming CPU s", "armed at s")]
     for name in (OURS, KDUMP_TOOLS):
         crashes = [each for each in series.crashes if each.contestant == name and each.image_bytes]
         built = [each.seconds for each in builds if each.contestant == name]
@@ -164,6 +164,7 @@ def _images(series: Series, builds: Sequence[Build]) -> str:
                     _number(crashes[-1].image_bytes / MIB),
                     _number(built[0] if built else None),
                     _number(median(each.arming_seconds for each in crashes), 2),
+                    _number(median(each.arming_cpu_seconds for each in crashes), 2),
                     _number(median(each.armed_seconds for each in crashes)),
                 )
             )

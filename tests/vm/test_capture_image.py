@@ -183,7 +183,8 @@ def test_settings_of_the_image_change_while_it_is_built(machine_factory: Machine
         machine.wait_until(f"{BUILDS} | grep 'capture image: collecting'", timeout_sec=BUILD_SEC)
         assert image(machine) == before
         machine.run("kdumpctl config set ExtraDrivers 'nfs overlay'")
-        assert (image(machine), codes(machine)) == (before, {"image-outdated"})
+        assert image(machine) == before
+        assert "image-outdated" in codes(machine)
         machine.wait_until(
             f"test $({BUILDS} | grep -c 'Capture image built') = 2 && ! {BUILD_IS_UNDER_WAY}",
             timeout_sec=2 * BUILD_SEC,

@@ -68,10 +68,18 @@ class CaptureImages:
     async def build_anew(self) -> None:
         """Whatever is there, if there is to be an image; does not load it. Raises ImageNotBuilt."""
         release = self._manager.buildable_image
-        if release and self._build is not None:
-            build = self._build
+        if not release or self._build is None:
+            return
+        build = self._build
+        try:
             with self._acting.doing(BUILDING), self._following():
                 await self._lanes.run(Lane.BUILD, lambda: build(release, anew=True))
+        except ImageNotBuilt as error:
+            missing, refused = self._manager.missing_image, error
+            if missing is not None:  # else the one that is there does
+                await self._lanes.run(Lane.ACTS, lambda: self._manager.image_not_built(missing, refused))
+                await self._acting.look()
+            raise
 
     async def _follow_recipe(self, wanted: Recipe) -> None:
         """Have the image built that is wanted, and load it; at once the next, if it is outdated by then."""

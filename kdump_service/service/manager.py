@@ -79,13 +79,18 @@ class Manager:
         return self._identity
 
     @property
-    def wanted_image(self) -> Recipe | None:
-        """The capture image that should be built now; None if there is none, it was tried in vain, or
-        somebody wants the machine disarmed."""
+    def missing_image(self) -> Recipe | None:
+        """The capture image that should be there and is not; None also if somebody wants the machine
+        disarmed."""
         if self._disarmed_on_request:
             return None
-        wanted = self._environment.wanted if self._environment is not None else self._to_build_first
-        return None if self._not_built is not None and self._not_built[0] == wanted else wanted
+        return self._environment.wanted if self._environment is not None else self._to_build_first
+
+    @property
+    def wanted_image(self) -> Recipe | None:
+        """The capture image that should be built now: one that is missing and was not tried in vain."""
+        missing = self.missing_image
+        return None if self._not_built is not None and self._not_built[0] == missing else missing
 
     @property
     def buildable_image(self) -> str:
@@ -205,7 +210,9 @@ class Manager:
         if status.state is ArmState.NOT_ARMED and self._to_build_first == wanted:
             if not self._disarmed_on_request:
                 self._publish(replace(status, reason=error.reason, explanation=error.explanation()))
-        elif self._environment is not None and status.reason in ("", self._environment.remark):
+        elif self._environment is not None and (
+            status.reason in ("", self._environment.remark, ImageNotBuilt.reason)
+        ):
             # Any other reason is of more weight than why it is not the image that was wanted.
             self._publish(self._with_remark(replace(status, reason="", explanation="")))
 

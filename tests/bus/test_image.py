@@ -166,6 +166,36 @@ def test_rebuild_tries_again(bus: PrivateBus, daemon: RunningDaemon, builder: _B
     assert builder.begun == [RELEASE, f"{RELEASE} anew"]
 
 
+def test_rebuild_that_fails_tells_the_newest_reason(
+    bus: PrivateBus, daemon: RunningDaemon, builder: _Builder
+) -> None:
+    with bus.monitor(CHANGES) as monitor, ThreadPoolExecutor(1) as other:
+        builder.ends("10 MiB are free")
+        _until_problem(monitor, "image-not-built")
+        rebuilt = other.submit(daemon.kdumpctl, "rebuild")
+        builder.ends("it was killed")
+        assert "it was killed" in rebuilt.result().stderr
+        while "it was killed" not in str(monitor.until_changed("Problems")):
+            pass
+    assert daemon.read("Explanation").startswith("it was killed")
+    assert daemon.read("State") == "armed"
+    daemon.call("Arm")
+    assert builder.begun == [RELEASE, f"{RELEASE} anew"]
+
+
+def test_rebuild_that_fails_beside_a_current_image(
+    bus: PrivateBus, machine: MachineRoot, builder: _Builder
+) -> None:
+    image = put_image(machine)
+    running = RunningDaemon(bus, machine)
+    with ThreadPoolExecutor(1) as other:
+        rebuilt = other.submit(running.kdumpctl, "rebuild")
+        builder.ends("it was killed")
+        assert "it was killed" in rebuilt.result().stderr
+    assert (running.call("Check"), running.read("Image"), running.read("State")) == ([], str(image), "armed")
+    running.stop()
+
+
 def test_configuration_changes_during_a_build(
     bus: PrivateBus, daemon: RunningDaemon, machine: MachineRoot, builder: _Builder
 ) -> None:

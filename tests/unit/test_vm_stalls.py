@@ -11,6 +11,7 @@ CAPTURE_STARTS = f"{STARTS} systemd.unit=kdump-capture.target"
 PANIC = "[   40.1] Kernel panic - not syncing: sysrq triggered crash"
 RCU = "[  279.421912] rcu: INFO: rcu_preempt self-detected stall on CPU"
 LOCKUP = "[   58.1] watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [swapper/1:0]"
+DEAD_TIMER = "[    0.0] Kernel panic - not syncing: IO-APIC + timer doesn't work!  Boot with apic=debug."
 
 
 def lines(*texts: str) -> list[ConsoleLine]:
@@ -27,6 +28,10 @@ def lines(*texts: str) -> list[ConsoleLine]:
     ((STARTS, PANIC, "quiet capture", STARTS, RCU), STALL_SEC, True),
     # of the boot before
     ((STARTS, RCU, STARTS), STALL_SEC, False),
+    # dead at once
+    ((STARTS, DEAD_TIMER, "Call Trace:", f"---[ end {DEAD_TIMER} ]---"), 0, True),
+    ((STARTS, PANIC, "quiet capture", STARTS, DEAD_TIMER), 0, True),
+    ((STARTS, PANIC, DEAD_TIMER), 10 * STALL_SEC, False),
     # capture boots, quiet or not
     ((STARTS, PANIC, RCU), 10 * STALL_SEC, False),
     ((STARTS, PANIC, CAPTURE_STARTS, RCU), 10 * STALL_SEC, False),

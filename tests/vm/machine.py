@@ -42,6 +42,8 @@ GRACE_SEC = 15.0  # how much longer than the guest's own limit the host waits fo
 
 # Emulated processors hang now and then, with two machines on two cores: production's kernel then complains
 # of itself before anything of the project has started. So long after the first complaint it will not come up.
+# It dies of it where the timer's interrupt has not come in the tenth of a second in which it looks for it.
+DEAD_TIMER = "Kernel panic - not syncing: IO-APIC + timer doesn't work!"
 STALL = re.compile(r"rcu: INFO: rcu_\w+ (self-)?detected stall|watchdog: BUG: soft lockup")
 STALL_SEC = 60.0
 KERNEL_STARTS = "Command line: "  # always of production, whose console is not quiet
@@ -521,7 +523,9 @@ def stalls_at_start(lines: Sequence[ConsoleLine], now: float) -> bool:
     """
     first_complaint = None
     for line in reversed(lines):
-        if KERNEL_DIED in line.text:
+        if DEAD_TIMER in line.text:
+            first_complaint = now - STALL_SEC
+        elif KERNEL_DIED in line.text:
             return False
         if STALL.search(line.text):
             first_complaint = line.at

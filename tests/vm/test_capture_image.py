@@ -253,7 +253,7 @@ def test_build_that_fails_leaves_the_machine_armed(machine_factory: MachineFacto
         machine.wait_until(f"! {BUILD_IS_UNDER_WAY}", timeout_sec=BUILD_SEC)
         machine.wait_until("kdumpctl status --json | grep -q image-not-built", timeout_sec=60)
         said = machine.run("kdumpctl check", check=False).stdout
-        assert "No space left on device" in said
+        assert "No space left on device" in said, said
         assert "Make room in /var." in said
         machine.run(f"rm /filler && ! ls -d {IMAGES}/build-*")
         assert (image(machine), machine.run("cat /sys/kernel/kexec_crash_loaded").stdout) == (before, "1\n")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imports inside functions: the verbs are programs of their own, in two boots. The capture has no time for
     # a parser.
     if words == ["capture"]:
+        gc.disable()  # all that is loaded stays, and looking for garbage among it is a tenth of the time
         from kdump_service.capture.main import run_capture  # noqa: PLC0415
 
+        gc.enable()
         return run_capture()
     import argparse  # noqa: PLC0415
 

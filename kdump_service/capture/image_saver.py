@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib
 import logging
 import os
@@ -67,9 +68,13 @@ class ImageSaver:
         engine: ModuleType | None = None
         with self._stages("load-engine"):
             # Only now: numpy is large, and the log does without it.
-            if self._small_image:
-                load_numpy()
-            engine = importlib.import_module("kdump_service.capture.image")
+            gc.disable()  # as for what is loaded before, in __main__
+            try:
+                if self._small_image:
+                    load_numpy()
+                engine = importlib.import_module("kdump_service.capture.image")
+            finally:
+                gc.enable()
         plan = None
         if engine is not None:
             problems = len(self._record.problems)

@@ -98,10 +98,8 @@ class Lab:
             image = machine.extract(f"{dump.path}/{name}", machine.work / f"{Path(dump.path).name}.{name}")
             if ".lz4" in name:
                 image = _decompress(image)
-        crasher = "null_dereference"
-        modules = (
-            [kernel_module(self.cache, machine.disk.tree, crasher)] if machine.crashed_by == crasher else []
-        )
+        by = machine.crashed_by
+        modules = [kernel_module(self.cache, machine.disk.tree, by)] if by == "null_dereference" else []
         symbols = vmlinux(self.cache, machine.disk.tree)
         return OpenDump(image, symbols, modules, crash_command=crash_command(self.cache, self.suite))
 

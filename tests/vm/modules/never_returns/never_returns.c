@@ -11,6 +11,7 @@ static int __init never_returns_init(void)
 		set_current_state(TASK_UNINTERRUPTIBLE);
 		schedule();
 	}
+	return 0;
 }
 
 module_init(never_returns_init);

@@ -24,6 +24,7 @@ from kdump_service.engine.virtual_loads import virtual_loads
 from kdump_service.engine.vital import other_runs, vital_frames
 from kdump_service.errors import BadVmcore
 from kdump_service.vmcore.address_space import AddressSpace
+from kdump_service.vmcore.elf import NT_PRSTATUS
 from kdump_service.vmcore.memory_image import MemoryImage
 from kdump_service.vmcore.page_source import PageSource
 
@@ -73,13 +74,12 @@ def identity_of(image: MemoryImage) -> Identity:
         uts=_uts_names(image),
         timestamp=info.crash_time or 0,
         phys_base=info.number("phys_base") if info.has("NUMBER(phys_base)") else 0,
-        cpus=sum(note.kind == _NT_PRSTATUS and note.name == "CORE" for note in image.notes),
+        cpus=sum(note.kind == NT_PRSTATUS and note.name == "CORE" for note in image.notes),
         notes=segment,
         vmcoreinfo=(segment.find(content), len(content)) if content else (0, 0),
     )
 
 
-_NT_PRSTATUS = 1
 _UTS_NAME_BYTES = 65  # __NEW_UTS_LEN + 1
 _MACHINE_NAMES = {62: "x86_64", 183: "aarch64"}
 

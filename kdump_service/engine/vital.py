@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The pages without which debuggers open no dump: the kernel's own image, its page tables, and what it
-allocated early at boot, such as the data of each processor.
+"""The pages without which debuggers open no dump, or do not find what crashed: the kernel's own image, its
+page tables, what it allocated early at boot, and what each processor was at.
 
 They are written first, so that a dump which ran out of space opens, and shows of the rest what it has.
 """
@@ -8,11 +8,13 @@ They are written first, so that a dump which ran out of space opens, and shows o
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdump_service.engine.processors import processor_memory
 from kdump_service.engine.virtual_loads import kernel_mapping
 from kdump_service.errors import BadVmcore
 from kdump_service.pfn import CHUNK_PAGES, PfnBitmap, chunks_of, fill_range, runs_of
@@ -25,16 +27,23 @@ _MOST_TABLES = 8192
 """32 MiB with pages of 4 KiB. A kernel that maps its memory by huge pages has some hundreds."""
 _EARLY_BYTES = 64 << 20
 """Early allocations are made from the top of each node's memory downwards (memblock, mm/memblock.c); what is
-kept of so much below each end is taken for them."""
+kept of so much below each end is taken for them. With more than 4 GiB that much is struct pages alone."""
 _MOST_RANGES = 64
 
 
 def vital_frames(image: MemoryImage, existing: PfnBitmap, kept: PfnBitmap) -> PfnBitmap:
     """Those of the frames that are kept. What the image does not tell is left out."""
-    ranges = [*_image_and_tables(image), *_tops(existing, _EARLY_BYTES // image.page_bytes)]
+    space = AddressSpace(image)
+    by_chunk: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for first, end in (
+        *_image_and_tables(space),
+        *_processors(space, kept),
+        *_tops(existing, _EARLY_BYTES // image.page_bytes),
+    ):
+        for chunk in range(first // CHUNK_PAGES, min(chunks_of(end), kept.chunk_count)):
+            by_chunk[chunk].append((first, end))
     result = PfnBitmap(kept.end_pfn)
-    chunks = {chunk for first, end in ranges for chunk in range(first // CHUNK_PAGES, chunks_of(end))}
-    for chunk in sorted(chunks & set(range(kept.chunk_count))):
+    for chunk, ranges in by_chunk.items():
         bits = np.zeros(CHUNK_PAGES, np.bool_)
         for first, end in ranges:
             fill_range(bits, chunk, first, end)
@@ -42,15 +51,23 @@ def vital_frames(image: MemoryImage, existing: PfnBitmap, kept: PfnBitmap) -> Pf
     return result
 
 
-def _image_and_tables(image: MemoryImage) -> Iterator[tuple[int, int]]:
-    space = AddressSpace(image)
-    page_bytes = image.page_bytes
+def _image_and_tables(space: AddressSpace) -> Iterator[tuple[int, int]]:
+    page_bytes = space.image.page_bytes
     with contextlib.suppress(BadVmcore):  # what was found until then is as good as can be had
-        for load in kernel_mapping(space, image.vmcoreinfo.symbol("_stext")):
+        for load in kernel_mapping(space, space.image.vmcoreinfo.symbol("_stext")):
             first = load.physical_address // page_bytes
             yield first, first + load.memory_bytes // page_bytes
         for address in space.page_table_addresses(_MOST_TABLES):
             yield address // page_bytes, address // page_bytes + 1
+
+
+def _processors(space: AddressSpace, kept: PfnBitmap) -> Iterator[tuple[int, int]]:
+    page_bytes = space.image.page_bytes
+    for address, length in processor_memory(space, kept):
+        with contextlib.suppress(BadVmcore):  # there are no page tables; segments may have the others
+            for each in space.mappings(address, length):
+                end = each.physical_address + each.length
+                yield each.physical_address // page_bytes, -(-end // page_bytes)
 
 
 def _tops(existing: PfnBitmap, pages: int) -> Iterator[tuple[int, int]]:

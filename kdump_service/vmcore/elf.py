@@ -17,6 +17,7 @@ from kdump_service.errors import BadVmcore
 __all__ = [
     "ELF_FLAGS_INCOMPLETE",
     "ELF_FLAGS_OFFSET",
+    "NT_PRSTATUS",
     "ElfHeader",
     "Note",
     "ProgramHeader",
@@ -45,6 +46,8 @@ ELFCLASS64 = 2
 ELFDATA2LSB, ELFDATA2MSB = 1, 2
 ET_CORE = 4
 PT_LOAD, PT_NOTE = 1, 4
+NT_PRSTATUS = 1
+"""Type of the note, named CORE, that has the registers of one processor."""
 PN_XNUM = 0xFFFF
 """In e_phnum: the count is in sh_info of section header 0 (elf(5))."""
 MOST_PROGRAM_HEADERS = 1 << 20

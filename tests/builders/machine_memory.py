@@ -170,6 +170,8 @@ class Machine:
         self.memory = SparseMemory()
         self.memmap_blocks: dict[int, list[tuple[int, int]]] = {}
         """By section: (physical address, bytes) of each piece of its memmap, in order."""
+        self.stack_pointers = [0]
+        """Of each processor."""
         self._vmemmap = vmemmap
         self._shared = shared_memmap
         self._top = sum(self.ranges[-1]) // self.page_bytes * self.page_bytes
@@ -324,9 +326,14 @@ class Machine:
         return path
 
     def notes(self) -> bytes:
-        """A PRSTATUS of zeros and VMCOREINFO."""
-        status = bytes(336 if self.architecture.e_machine == 62 else 392)
-        return _note("CORE", 1, status) + _note("VMCOREINFO", 0, self.vmcoreinfo_text())
+        """A PRSTATUS for each of ``stack_pointers``, else of zeros, and VMCOREINFO."""
+        # struct elf_prstatus: the registers begin at 112; rsp is the 20th of x86_64, sp the 32nd of aarch64.
+        length, sp = (336, 112 + 19 * 8) if self.architecture.e_machine == 62 else (392, 112 + 31 * 8)
+        result = b""
+        for pointer in self.stack_pointers:
+            status = bytes(sp) + pointer.to_bytes(8, "little") + bytes(length - sp - 8)
+            result += _note("CORE", 1, status)
+        return result + _note("VMCOREINFO", 0, self.vmcoreinfo_text())
 
     def vmcoreinfo_text(self) -> bytes:
         """The content of the note."""

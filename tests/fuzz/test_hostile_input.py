@@ -31,6 +31,7 @@ from kdump_service.vmcore.printk import read_log
 from tests.builders import printk_ring
 from tests.builders.machine_memory import X86_64, Aarch64, Machine
 from tests.builders.printk_ring import PrintkRing
+from tests.builders.processors import NUMBER, OFFSETS, PRESENT, SYMBOLS, Processors
 
 MIB = 1 << 20
 NOTES_AT = 4096
@@ -98,6 +99,7 @@ def _machine(architecture: X86_64 | Aarch64) -> Machine:
     for number in range(12):
         ring.print(f"line {number}")
     machine.write(0x180 * 4096, bytes(ring))
+    Processors(machine, 2, pfn=0x440)
     machine.vmcoreinfo |= printk_ring.VMCOREINFO | {"SYMBOL(prb)": f"{ring.address:x}"}
     return machine
 
@@ -120,6 +122,12 @@ def _core(machine: Machine, folder: Path) -> Sample:
             *((at(root), 64) for root in machine._roots.values()),
         ],
         "struct pages": [(at(block), 32 * 64) for block in blocks],
+        "processors": [
+            *((at(machine.image_physical + place), 64) for place in (OFFSETS, NUMBER, PRESENT)),
+            (at(machine.image_physical + SYMBOLS), 2048),
+            *((at(0x441 * 4096 + 0x20 * 4096 * number), 8) for number in range(2)),
+            *((at(0x640 * 4096 + 0x10 * 4096 * number + 0x340), 128) for number in range(2)),
+        ],
         "log": [(at(0x180 * 4096) + start, 512) for start in (0, 256, 4096, 8192, 12288)],
     }
     return sample
@@ -373,6 +381,14 @@ def test_struct_pages(cores: list[Sample], data: st.DataObject) -> None:
 def test_log_buffers(cores: list[Sample], data: st.DataObject) -> None:
     sample = data.draw(st.sampled_from(cores))
     with sample.damaged(data.draw(_edits(sample, ["log"]))) as path:
+        _limited(lambda: _use(path))
+
+
+@_settings(30)
+@given(data=st.data())
+def test_symbols_and_processors(cores: list[Sample], data: st.DataObject) -> None:
+    sample = data.draw(st.sampled_from(cores))
+    with sample.damaged(data.draw(_edits(sample, ["processors"]))) as path:
         _limited(lambda: _use(path))
 
 

@@ -101,13 +101,10 @@ class OpenDump:
         self.modules = list(modules)
         self.crash_command = list(crash_command)
 
-    def drgn(self, planted: str, *, torn: bool = False) -> DrgnReport:
-        """Ask drgn, of the Python that runs this. A `torn` dump need not have the task that crashed."""
+    def drgn(self, planted: str) -> DrgnReport:
+        """Ask drgn, of the Python that runs this."""
         script = HERE / "drgn_report.py"
-        options = ("--torn",) if torn else ()
-        done = _run(
-            "drgn", [sys.executable, script, *options, self.vmcore, self.vmlinux, planted, *self.modules]
-        )
+        done = _run("drgn", [sys.executable, script, self.vmcore, self.vmlinux, planted, *self.modules])
         return DrgnReport(**json.loads(done.stdout))
 
     def crash(self, planted: str) -> CrashReport:

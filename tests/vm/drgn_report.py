@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What drgn finds in a dump, as JSON: `drgn_report.py [--torn] VMCORE VMLINUX COMM [MODULE...]`.
+"""What drgn finds in a dump, as JSON on standard output: `drgn_report.py VMCORE VMLINUX COMM [MODULE...]`.
 
 A program of its own, since drgn keeps its file mapped and its types alive as long as the process lives.
 """
@@ -17,31 +17,28 @@ def functions(trace: StackTrace) -> list[str]:
     return [frame.name or "?" for frame in trace]
 
 
-def report(vmcore: str, vmlinux: str, planted: str, modules: list[str], *, torn: bool) -> dict[str, object]:
-    """Of a `torn` dump what can be read; any other must have the task that crashed."""
+def report(vmcore: str, vmlinux: str, planted: str, modules: list[str]) -> dict[str, object]:
+    """The task that crashed must be there, in a torn dump too; of the others, those that can be read."""
     program = Program()
     program.set_core_dump(vmcore)
     program.load_debug_info([vmlinux, *modules])
-    crashed: dict[str, object] = {"comm": "", "pid": 0, "stack": [], "stack_text": ""}
+    thread = program.crashed_thread()
+    trace = thread.stack_trace()
+    crashed = {
+        "comm": thread.object.comm.string_().decode(errors="replace"),
+        "pid": thread.object.pid.value_(),
+        "stack": functions(trace),
+        "stack_text": str(trace),
+    }
     pids: list[int] = []
     count = 0
     unreadable = ""
     try:
-        thread = program.crashed_thread()
-        trace = thread.stack_trace()
-        crashed = {
-            "comm": thread.object.comm.string_().decode(errors="replace"),
-            "pid": thread.object.pid.value_(),
-            "stack": functions(trace),
-            "stack_text": str(trace),
-        }
         for other in for_each_task(program):
             count += 1
             if other.comm.string_().decode(errors="replace") == planted:
                 pids.append(other.pid.value_())
     except FaultError as error:
-        if not crashed["comm"] and not torn:
-            raise
         # How far the list went says the rest.
         unreadable = str(error)
     names = program["init_uts_ns"].name
@@ -58,5 +55,4 @@ def report(vmcore: str, vmlinux: str, planted: str, modules: list[str], *, torn:
 
 
 if __name__ == "__main__":
-    words = [word for word in sys.argv[1:] if word != "--torn"]
-    json.dump(report(words[0], words[1], words[2], words[3:], torn="--torn" in sys.argv), sys.stdout)
+    json.dump(report(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]), sys.stdout)

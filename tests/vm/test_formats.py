@@ -15,7 +15,7 @@ from drgn.helpers.linux.pid import for_each_task
 from .conftest import MachineFactory
 from .debuggers import OpenDump
 from .kdump_bitmaps import KdumpFile, RawPages
-from .lab import Lab
+from .lab import Lab, crash_command
 from .machine import PLANTED_COMMAND
 from .makedumpfile import REARRANGE, Makedumpfile
 from .reference import Reference, reference_vmcore
@@ -117,8 +117,10 @@ def test_libkdumpfile_agrees_on_every_page(reference: Reference, work: Path) -> 
     assert wrong == []
 
 
-def test_dump_that_ran_out_of_space(lab_base: Lab, reference: Reference, work: Path) -> None:
-    """It keeps what it has, says that it is incomplete, and opens."""
+@pytest.mark.parametrize("suite", [SUITE, "trixie"])
+def test_dump_that_ran_out_of_space(lab_base: Lab, work: Path, suite: str) -> None:
+    """It keeps what it has, says that it is incomplete, opens, and shows what crashed."""
+    reference = reference_vmcore(lab_base.cache, suite)
     whole = convert(reference.vmcore, work / "whole").stat().st_size
     small = work / "small"
     small.mkdir()
@@ -132,12 +134,15 @@ def test_dump_that_ran_out_of_space(lab_base: Lab, reference: Reference, work: P
         told = kdumpctl("inspect", cut)
         assert "incomplete" in told.stdout
         assert "missing" in told.stdout
-        # What every debugger needs was written first.
-        seen = opened(lab_base, reference, cut).drgn(PLANTED_COMMAND, torn=True)
+        # What every debugger needs was written first, and so were task and stack of each processor.
+        seen = opened(lab_base, reference, cut).drgn(PLANTED_COMMAND)
         assert seen.panic_message == "Kernel panic - not syncing: sysrq triggered crash"
+        assert seen.comm == PLANTED_COMMAND
+        assert "sysrq_handle_crash" in seen.stack
         # crash asks for this option itself when a page is missing.
         symbols = vmlinux(lab_base.cache, reference.tree)
-        patient = OpenDump(cut, symbols, crash_command=("crash", "--zero_excluded"))
+        command = [*crash_command(lab_base.cache, suite), "--zero_excluded"]
+        patient = OpenDump(cut, symbols, crash_command=command)
         assert patient.crash(PLANTED_COMMAND).panic_message == seen.panic_message
 
 

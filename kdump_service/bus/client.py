@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dbus_next import Message, MessageFlag, MessageType, Variant
-from dbus_next.aio import MessageBus
 from dbus_next.errors import AuthError, InvalidAddressError, SignatureBodyMismatchError
 
-from kdump_service.bus.connection import connect_system_bus
+from kdump_service.bus.connection import Connection, connect_system_bus
 from kdump_service.bus.names import BUS_NAME, DUMP_INTERFACE, INTERFACE, OBJECT_PATH, SETTINGS_INTERFACE
 from kdump_service.errors import (
     DBUS_ERROR_PREFIX,
@@ -85,7 +84,7 @@ class Signal:
 class Client:
     """One connection to the daemon. Make it with :meth:`connect`."""
 
-    def __init__(self, bus: MessageBus) -> None:
+    def __init__(self, bus: Connection) -> None:
         self._bus = bus
         self._gone = asyncio.ensure_future(bus.wait_for_disconnect())
         self._signals: asyncio.Queue[Signal] | None = None
@@ -148,10 +147,14 @@ class Client:
     async def open_dump_file(self, dump: BusDump, what: str) -> int:
         """A descriptor of the ``image``, the ``log`` or the ``record``, which the caller closes."""
         message = _message(DUMP_INTERFACE, "Open", "s", [what], path=dump.path, start=True)
-        reply = await self._answer(message)
-        if not reply.unix_fds or reply.signature != "h" or reply.body[0] >= len(reply.unix_fds):
+        reply = await self._answer(message, takes_descriptors=True)
+        descriptor: int | None = None
+        if reply.signature == "h" and reply.body[0] < len(reply.unix_fds):
+            descriptor = reply.unix_fds.pop(reply.body[0])
+        for other in reply.unix_fds:
+            os.close(other)
+        if descriptor is None:
             raise ServiceUnreachable(f"the service sent no descriptor of the {what}")
-        descriptor: int = reply.unix_fds[reply.body[0]]
         os.set_inheritable(descriptor, False)  # as all others that Python makes
         return descriptor
 
@@ -229,9 +232,13 @@ class Client:
         reply = await self._answer(_message(interface, member, signature, body, start=start))
         return reply.body[0] if reply.body else None
 
-    async def _answer(self, message: Message) -> Message:
-        """Send a call and wait for its reply, for as long as the service shows that it is alive."""
-        call = asyncio.ensure_future(self._unless_disconnected(self._bus.call(message)))
+    async def _answer(self, message: Message, *, takes_descriptors: bool = False) -> Message:
+        """Send a call and wait for its reply, for as long as the service shows that it is alive.
+
+        ``takes_descriptors``: see :meth:`Connection.call`.
+        """
+        sent = self._bus.call(message, takes_descriptors=takes_descriptors)
+        call = asyncio.ensure_future(self._unless_disconnected(sent))
         try:
             while not (await asyncio.wait([call], timeout=_ALIVE_INTERVAL_SEC))[0]:
                 ping = _message("org.freedesktop.DBus.Peer", "Ping")

@@ -9,7 +9,8 @@ the client's side. What is cured here, each a way for one client to stop the ser
   more answers wait than the bus takes;
 * a message of 30 MiB was turned into Python objects, which takes seconds and a gigabyte, before anybody
   looked at it; now, with ``limited``, its body is dropped unread;
-* descriptors that came with a message stayed open for ever; now, with ``limited``, they are closed;
+* descriptors that came with a message stayed open for ever; now they are closed, unless the message is the
+  reply to a call that takes them: anybody may send a signal to a connection, with descriptors or without;
 * a message after the end of the connection could be written to whoever got its descriptor's number next, and
   who called then waited for ever.
 """
@@ -55,6 +56,8 @@ class Connection(MessageBus):  # type: ignore[misc]
     ) -> None:
         self._limited = limited
         self._unmarshaller: Any = None
+        self._takes_descriptors: set[int] = set()
+        """Serials of the calls under way whose replies may bring descriptors."""
         super().__init__(address, bus_type, negotiate_unix_fd=True)
         self._writer = _Writer(self)
         self._reading = False
@@ -89,11 +92,21 @@ class Connection(MessageBus):  # type: ignore[misc]
             self._loop.remove_reader(self._fd)
         return future
 
-    async def call(self, message: Message) -> Message | None:
-        """Call, and wait for the reply. Raises EOFError after the end of the connection, or what ended it."""
+    async def call(self, message: Message, *, takes_descriptors: bool = False) -> Message | None:
+        """Call, and wait for the reply. Raises EOFError after the end of the connection, or what ended it.
+
+        ``takes_descriptors``: those of the reply stay open, and are the caller's to close.
+        """
         if self._disconnected:
             raise EOFError("the connection has ended")
-        reply: Message | None = await super().call(message)
+        if takes_descriptors:
+            message.serial = message.serial or self.next_serial()
+            self._takes_descriptors.add(message.serial)
+        try:
+            reply: Message | None = await super().call(message)
+        finally:
+            # Of a reply that comes when nobody waits for it any more, they are closed.
+            self._takes_descriptors.discard(message.serial)
         return reply
 
     def disconnect(self) -> None:
@@ -118,13 +131,17 @@ class Connection(MessageBus):  # type: ignore[misc]
                     return
                 descriptors = self._unmarshaller.unix_fds
                 self._unmarshaller = self._create_unmarshaller()
-                if self._limited:
-                    for descriptor in descriptors:
-                        os.close(descriptor)
+                if message is None or not self._may_bring_descriptors(message):
+                    _close_all(descriptors)
                 if message is not None:
                     self._on_message(message)
         except Exception as error:  # an edge: whatever it is, the stream cannot be followed any more
             self._finalize(error)
+
+    def _may_bring_descriptors(self, message: Message) -> bool:
+        # Whose reply it is need not be asked: the bus lets through replies to what was asked of the sender.
+        is_reply = message.message_type is MessageType.METHOD_RETURN
+        return is_reply and message.reply_serial in self._takes_descriptors
 
     def _create_unmarshaller(self) -> Unmarshaller:
         return (_LimitedUnmarshaller if self._limited else Unmarshaller)(self._stream, self._sock)
@@ -134,6 +151,7 @@ class Connection(MessageBus):  # type: ignore[misc]
             return  # its descriptor's number may be another's by now
         super()._finalize(error)
         self._writer.forget()
+        _close_all(self._unmarshaller.unix_fds)  # of a message of which only a part came
         self._stream.close()
         self._sock.close()
 
@@ -202,6 +220,12 @@ class _Writer:
             self._messages.popleft()
             _done(future)
         return True
+
+
+def _close_all(descriptors: list[int]) -> None:
+    """Close them, and empty the list, which the message has, too."""
+    while descriptors:
+        os.close(descriptors.pop())
 
 
 def _done(future: asyncio.Future[None] | None) -> None:

@@ -449,6 +449,47 @@ def test_nobody_waits_for_a_bus_that_went_away(bus: PrivateBus) -> None:
     asyncio.run(act())
 
 
+def test_descriptors_of_a_reply_stay_open_for_who_asked(bus: PrivateBus, tmp_path: Path) -> None:
+    """Those of other replies, and of one that nobody waits for any more, are closed."""
+    path = tmp_path / "file"
+    path.touch()
+
+    def count() -> int:
+        # The folder's own descriptor is among them, and gone by the time.
+        return sum(link.resolve() == path for link in Path("/proc/self/fd").iterdir())
+
+    async def act(client: BusClient) -> None:
+        connection = await Connection(bus.address).connect()
+        with path.open() as file:
+
+            def answer(message: Message) -> Message | None:
+                if message.message_type is not MessageType.METHOD_CALL:
+                    return None
+                return Message.new_method_return(message, "h", [0], [file.fileno()])
+
+            client.bus.add_message_handler(answer)
+
+            def question() -> Message:
+                return Message(client.bus.unique_name, "/", "org.example.Other", "Open")
+
+            reply = await connection.call(question())
+            assert reply is not None
+            assert (reply.body, reply.unix_fds, count()) == ([0], [], 1)
+            asked = asyncio.ensure_future(connection.call(question(), takes_descriptors=True))
+            await asyncio.sleep(0)
+            asked.cancel()
+            await connection.call(question())  # answered after the first
+            assert count() == 1
+            reply = await connection.call(question(), takes_descriptors=True)
+            assert reply is not None
+            assert (len(reply.unix_fds), count()) == (1, 2)
+            os.close(reply.unix_fds[0])
+        connection.disconnect()
+        assert count() == 0
+
+    _run(bus, act)
+
+
 def test_a_full_socket_keeps_descriptors_for_later() -> None:
     """sendmsg(2) with EAGAIN: the message waits with its descriptor, which arrives once."""
     asyncio.run(_full_socket())

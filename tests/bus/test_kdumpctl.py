@@ -540,12 +540,6 @@ async def _forge(bus: PrivateBus) -> None:
     }
     path = f"{MANAGER_PATH}/dump/forged"
     async with BusClient(bus.address) as forger:
-
-        async def names() -> list[str]:
-            where = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
-            reply = await forger.bus.call(Message(*where, "ListNames"))
-            return [name for name in reply.body[0] if name[0] == ":" and name != forger.bus.unique_name]
-
         signals = [
             (PROPERTIES, "PropertiesChanged", "sa{sv}as", ["org.kdump.Kdump1", forged, []]),
             (OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", [path, {"org.kdump.Kdump1.Dump": forged}]),
@@ -553,14 +547,35 @@ async def _forge(bus: PrivateBus) -> None:
         ]
         owners = [["org.kdump.Kdump1", ":1.0", ""], ["org.kdump.Kdump1", "", forger.bus.unique_name]]
         taken_over = [("org.freedesktop.DBus", "NameOwnerChanged", "sss", body) for body in owners]
-        for name in await names():
+        for name in await _others(forger):
             for interface, member, signature, body in [*signals, *taken_over, *signals]:
                 place = "/org/freedesktop/DBus" if member == "NameOwnerChanged" else MANAGER_PATH
                 message = Message(
                     name, place, interface, member, MessageType.SIGNAL, signature=signature, body=body
                 )
                 forger.bus.send(message)
-        await names()  # an answer comes when the bus has taken what was sent before
+        await _others(forger)  # an answer comes when the bus has taken what was sent before
+
+
+async def _others(client: BusClient) -> list[str]:
+    """Unique names of all other connections."""
+    where = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+    reply = await client.bus.call(Message(*where, "ListNames"))
+    return [name for name in reply.body[0] if name[0] == ":" and name != client.bus.unique_name]
+
+
+async def _send_descriptors(bus: PrivateBus, path: Path) -> None:
+    """Send signals to everybody on the bus, each with as many descriptors as the library takes of one."""
+    async with BusClient(bus.address) as sender:
+        with path.open() as file:
+            for name in await _others(sender):
+                for interface, member in ((PROPERTIES, "PropertiesChanged"), ("org.example.Other", "Gift")):
+                    message = Message(
+                        name, MANAGER_PATH, interface, member, MessageType.SIGNAL, signature="ah",
+                        body=[[*range(16)]], unix_fds=[file.fileno()] * 16,
+                    )  # fmt: skip
+                    sender.bus.send(message)
+            await _others(sender)
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:
@@ -641,6 +656,21 @@ def test_watch_sees_the_service_alone(service: Service, bus: PrivateBus) -> None
         assert line() == "the service is back"
         assert line() == "state armed, ready"
         assert line().startswith("warning: target-nearly-full: ")
+    watch.send_signal(signal.SIGINT)
+    assert watch.communicate(timeout=20) == ("", "")
+
+
+def test_watch_closes_descriptors_that_it_did_not_ask_for(service: Service, bus: PrivateBus) -> None:
+    """Whoever sends them would else have it run out of them."""
+    watch, line = _watching(service)
+    assert line() == "state armed, ready"
+    assert line().startswith("warning: target-nearly-full: ")
+    path = service.folder / "files" / NEW / "log"
+    asyncio.run(_send_descriptors(bus, path))
+    service.announce("changed", MANAGER_PATH, State="failed")
+    assert line() == "state failed, ready"  # so it has read what was sent before
+    targets = [link.readlink() for link in Path(f"/proc/{watch.pid}/fd").iterdir()]
+    assert path not in targets
     watch.send_signal(signal.SIGINT)
     assert watch.communicate(timeout=20) == ("", "")
 

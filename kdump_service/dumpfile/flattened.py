@@ -117,7 +117,7 @@ class FlattenedFile:
         ``truncated_ok``: read what there is of a file whose end is missing.
         """
         self._file = file
-        self.stored_bytes = file.stored_bytes
+        self.stored_bytes = file.stored_bytes  # records hold the content as it is
         self.truncated = False
         """Whether the end record is missing."""
         self._starts, self._ends, self._places = array("Q"), array("Q"), array("Q")

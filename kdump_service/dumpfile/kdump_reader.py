@@ -201,10 +201,11 @@ class KdumpFile:
                 f"{self.header.bitmap_blocks} blocks of bitmaps are too few for {self.end_pfn} frames"
             )
         self._descriptors_offset = self._bitmaps_offset + bitmap_bytes
-        # A flattened file may claim any length, but holds the bitmaps as they are.
-        if self._descriptors_offset > min(self.size_bytes, self._file.stored_bytes):
+        # What is read below are bitmaps that are there; those that a header alone claims may be of any size.
+        there = min(self.size_bytes, self._file.stored_bytes)
+        if self._descriptors_offset > there:
             raise BadVmcore(
-                f"ends after {self.size_bytes:#x} bytes, within the bitmaps, which reach to "
+                f"ends after {there:#x} bytes, within the bitmaps, which reach to "
                 f"{self._descriptors_offset:#x}"
             )
         counts = [

@@ -158,7 +158,6 @@ class Lz4File:
         """Takes the file over once it is indexed. Raises OSError, or BadVmcore for what is no such file, is
         truncated, or cannot be read at random."""
         self._file = file
-        self.stored_bytes = file.stored_bytes
         # One element for each frame.
         self._content_starts = array("Q")
         self._frame_offsets = array("Q")
@@ -193,6 +192,8 @@ class Lz4File:
                 break
             position = end
         self._content_end = content_end
+        # What frames say that they hold: one that lies is found out when it is unpacked.
+        self.stored_bytes = content_end
         self.size_bytes = content_end if claimed is None else claimed
         """Length of the content, also where the end of it is missing."""
         if self.size_bytes < content_end:

@@ -44,7 +44,7 @@ class ByteSource(Protocol):
 
     @property
     def stored_bytes(self) -> int:
-        """Length of the file that it comes from."""
+        """What of the content is there at most: a length that is only claimed may be any."""
 
     def read(self, offset: int, length: int) -> bytes:
         """Copy out bytes; fewer only at the end. Raises OSError or BadVmcore where they cannot be read."""

@@ -17,11 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import lz4.frame
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from kdump_service.dump_options import DumpOptions
+from kdump_service.dumpfile.kdump_reader import KdumpFile
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.engine.convert import convert_file
 from kdump_service.engine.inspect import inspect_file
@@ -279,12 +281,18 @@ def test_memory_that_no_machine_has(cores: list[Sample], offset: int, claim: int
         _limited(lambda: _use(path))
 
 
-@pytest.mark.parametrize("frames", [1 << 30, 1 << 36, 1 << 45], ids=hex)
-def test_bitmaps_that_are_not_there(dumps: dict[str, Sample], tmp_path: Path, frames: int) -> None:
-    """A flattened file may say of itself that it is of any length, and then is zeros almost everywhere."""
+def _head_with_frames(dumps: dict[str, Sample], frames: int) -> bytes:
+    """Headers that claim so many frames, and as large bitmaps."""
     head = bytearray(dumps["zstd"].content[:8192])
     struct.pack_into("<I", head, 436, min(2 * frames // 8 // 4096, (1 << 32) - 1))
     struct.pack_into("<Q", head, 4096 + 96, frames)
+    return bytes(head)
+
+
+@pytest.mark.parametrize("frames", [1 << 30, 1 << 36, 1 << 45], ids=hex)
+def test_bitmaps_that_are_not_there(dumps: dict[str, Sample], tmp_path: Path, frames: int) -> None:
+    """A flattened file may say of itself that it is of any length, and then is zeros almost everywhere."""
+    head = _head_with_frames(dumps, frames)
     records = struct.pack(">16sqq", b"makedumpfile", 1, 1).ljust(4096, b"\0")
     records += struct.pack(">qq", 0, len(head)) + head
     records += struct.pack(">qqcqq", 1 << 60, 1, b"x", -1, -1)
@@ -293,6 +301,36 @@ def test_bitmaps_that_are_not_there(dumps: dict[str, Sample], tmp_path: Path, fr
     _limited(lambda: _use(path))
     with pytest.raises(BadVmcore, match=r"within the bitmaps|too few"):
         open_image(path)
+
+
+@pytest.mark.parametrize("frames", [1 << 30, 1 << 36, 1 << 40], ids=hex)
+def test_bitmaps_in_lz4_frames_that_hold_nothing(
+    dumps: dict[str, Sample], tmp_path: Path, frames: int
+) -> None:
+    """A frame of 19 bytes may claim 16 MiB."""
+    claim = 16 * MIB
+    lie = lz4.frame.compress(bytes(claim), store_size=True)[:15] + bytes(4)  # the end of its blocks
+    path = tmp_path / "dump"
+    true = lz4.frame.compress(_head_with_frames(dumps, frames), store_size=True)
+    path.write_bytes(true + lie * (2 * frames // 8 // claim + 1))
+    _limited(lambda: _use(path))
+    with pytest.raises(BadVmcore, match=r"the LZ4 frame at offset .* (?:is damaged|holds)"):
+        open_image(path)
+
+
+def test_bitmaps_that_are_packed_to_nothing(dumps: dict[str, Sample], tmp_path: Path) -> None:
+    """They are there, but cost no more than what is unpacked of them at a time."""
+    frames = 1 << 27
+    content = _head_with_frames(dumps, frames) + bytes(2 * frames // 8)
+    path = tmp_path / "dump"
+    with path.open("wb") as file:
+        for start in range(0, len(content), MIB):
+            file.write(lz4.frame.compress(content[start : start + MIB], store_size=True))
+    assert path.stat().st_size < len(content) // 200
+    _limited(lambda: _use(path))
+    with open_image(path) as opened:
+        assert isinstance(opened.image, KdumpFile)
+        assert (opened.image.end_pfn, opened.image.page_count) == (frames, 0)
 
 
 # Damage

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import lz4.frame
 import pytest
 import zstandard
 
@@ -38,14 +39,14 @@ class _Frames:
     kept: PfnBitmap
 
 
-def _write(source: Path, kind: str, sink: Sink, *, complete: bool = True) -> None:
+def _write(source: Path, kind: str, sink: Sink, *, complete: bool = True, end_pfn: int = 0x200) -> None:
     with Vmcore(source) as core:
         plan, kept = plan_of(core, KEPT)
         pages = ElfPages(core)
         writer: DumpWriter
         if kind == "kdump":
             identity = Identity({"machine": "x86_64"}, 0, 0, 1, core.note_segment, (0, 0))
-            frames = _Frames(31, bitmap(range(0x100, 0x200), 0x200), kept)
+            frames = _Frames(31, bitmap(range(0x100, 0x200), end_pfn), bitmap(KEPT, end_pfn))
             writer = KdumpWriter(sink, identity, frames, PAGE, page_codec("none"))
             write_pages(writer, pages, kept.runs())
         elif kind == "lz4":
@@ -101,6 +102,32 @@ def test_formats(source: Path, tmp_path: Path, kind: str, wrapping: str) -> None
         buffer = memoryview(bytearray(PAGE))
         opened.pages.read_pages(0x1FF, 1, buffer)
         assert buffer == page(0x1FF)
+
+
+def _packed(content: bytes) -> list[bytes]:
+    """LZ4 frames of 64 KiB."""
+    parts = (content[start : start + (1 << 16)] for start in range(0, len(content), 1 << 16))
+    return [lz4.frame.compress(part, store_size=True) for part in parts]
+
+
+def test_bitmaps_that_are_larger_than_the_file(source: Path, tmp_path: Path) -> None:
+    """As those of a machine with little memory at a high address, in LZ4 frames that somebody else made."""
+    plain, packed = tmp_path / "plain", tmp_path / "packed"
+    sink = FileSink(plain)
+    _write(source, "kdump", sink, end_pfn=1 << 24)
+    sink.close()
+    frames = _packed(plain.read_bytes())
+    packed.write_bytes(b"".join(frames))
+    bitmap_bytes = 2 * (1 << 24) // 8
+    assert packed.stat().st_size < bitmap_bytes // 10
+    with open_image(packed) as opened:
+        assert (opened.format, opened.wrapping, opened.incomplete) == ("kdump", "lz4", False)
+        assert opened.image.read_physical(0x1FF * PAGE, PAGE) == page(0x1FF)
+    # The last frame holds nothing but pages.
+    for number in (len(frames) // 2, len(frames) - 1):
+        packed.write_bytes(b"".join(frames[:number]))
+        with pytest.raises(BadVmcore, match=f"ends after {number << 16:#x} bytes, within the bitmaps"):
+            open_image(packed)
 
 
 @pytest.mark.parametrize("kind", ["elf", "kdump", "lz4"])

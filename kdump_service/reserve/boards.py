@@ -10,7 +10,7 @@ from kdump_service.reserve.machine import Machine
 from kdump_service.reserve.plan import BootLoader, Change, Plan
 from kdump_service.reserve.words import edited_assignments, edited_keys, edited_lines, words_in
 
-__all__ = ["plan_extlinux", "plan_raspberry_pi"]
+__all__ = ["EXTLINUX_MENUS", "plan_extlinux", "plan_raspberry_pi"]
 
 _U_BOOT_DROP_IN = "/etc/u-boot-menu/conf.d/zz-kdump-service.conf"
 _U_BOOT_DEFAULTS = "/etc/default/u-boot"
@@ -20,7 +20,7 @@ _U_BOOT_SOURCES = (
     "usr/share/u-boot-menu/conf.d/*.conf",
     "etc/u-boot-menu/conf.d/*.conf",
 )
-_MENUS = ("/boot/extlinux/extlinux.conf", "/extlinux/extlinux.conf")
+EXTLINUX_MENUS = ("/boot/extlinux/extlinux.conf", "/extlinux/extlinux.conf")
 _FIRMWARE = ("/boot/firmware/current/cmdline.txt", "/boot/firmware/cmdline.txt", "/boot/cmdline.txt")
 
 
@@ -29,7 +29,7 @@ def plan_extlinux(machine: Machine, words: Sequence[str]) -> Plan | None:
     if machine.program("u-boot-update"):
         return _plan_u_boot_menu(machine, words)
     changes = []
-    for path in _MENUS:
+    for path in EXTLINUX_MENUS:
         text = machine.read(path)
         if text is not None:
             changes.append(Change(path, text, edited_keys(text, "append", words, all_lines=machine.is_ours)))

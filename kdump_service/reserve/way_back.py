@@ -17,6 +17,7 @@ from pathlib import Path
 from kdump_service.errors import ConfigError
 from kdump_service.kernel.crashkernel import requested
 from kdump_service.record import write_atomically
+from kdump_service.reserve.boards import EXTLINUX_MENUS
 from kdump_service.reserve.entries import (
     CMDLINE,
     ENVIRONMENT_HEAD,
@@ -26,6 +27,7 @@ from kdump_service.reserve.entries import (
     padded_environment,
 )
 from kdump_service.reserve.grub import DROP_IN_HEADER
+from kdump_service.reserve.labels import restored_labels
 from kdump_service.reserve.machine import Machine
 from kdump_service.reserve.plan import Change, Plan, change_from_json
 from kdump_service.reserve.words import edited_lines, replaced_words, words_in
@@ -126,7 +128,10 @@ def _since_the_first(change: Change, earlier: Kept | None) -> Change:
         return change
     old = next((each for each in earlier.changes if each.path == change.path), None)
     if old is None:
-        restored = _as_its_source_was(now, earlier)
+        if change.path in EXTLINUX_MENUS:
+            restored: str | None = restored_labels(now, Change(change.path, None, None), earlier.ours)[0]
+        else:
+            restored = _as_its_source_was(now, earlier)
         return change if restored is None else dataclasses.replace(change, before=restored)
     if now == old.before or _is_as_we_left_it(now, old, earlier):
         return dataclasses.replace(change, before=old.before)
@@ -250,6 +255,9 @@ def _without_ours(now: str, change: Change, what: Kept) -> str | None:
     """A file that others have changed, too, with our words taken out of it; None if that cannot be done."""
     if not words_in(now):
         return now
+    if change.path in EXTLINUX_MENUS:
+        text, others = restored_labels(now, change, what.ours)
+        return None if others else text
     if (change.after or "").startswith(DROP_IN_HEADER):
         return None
     before = _by_line(change.before)
@@ -267,6 +275,8 @@ def _without_ours(now: str, change: Change, what: Kept) -> str | None:
 
 def _by_parts_without_ours(now: str, change: Change, what: Kept) -> str | None:
     """The same where that cannot be done as a whole: what is not as we left it is somebody else's."""
+    if change.path in EXTLINUX_MENUS:
+        return restored_labels(now, change, what.ours)[0]
     was, left = change.before or "", change.after or ""
     if DROP_IN_HEADER in left and DROP_IN_HEADER in now:
         # A part of it alone is no shell that could be kept.
@@ -300,12 +310,21 @@ def _by_line(text: str | None) -> list[tuple[str, ...]]:
 def _as_its_source_was(text: str, what: Kept) -> str | None:
     """A file that came since, and got our words from those that we changed, with the words that these had;
     None if it has others than ours."""
-    # New entries are made from CMDLINE; what has somebody else's words to this day has given ours to none.
-    changed = [change for change in what.changes if change.before != change.after or change.path == CMDLINE]
-    sources = sorted(changed, key=lambda change: change.path != CMDLINE)
-    before = next((lines[0] for change in sources if (lines := _by_line(change.before))), ())
     ours = tuple(words_in(text))
-    return replaced_words(text, ours, before) if ours in what.ours else None
+    return replaced_words(text, ours, _words_of_sources(what)) if ours in what.ours else None
+
+
+def _words_of_sources(what: Kept) -> Sequence[str]:
+    """What later files would have without us; nothing where it is not known which of ours they came from."""
+    for change in what.changes:
+        if change.path == CMDLINE and change.before is not None:
+            return words_in(change.before)
+    # Without that file, new entries have the command line of the kernel that runs, whose entry may be any.
+    # What has somebody else's words to this day has given ours to none.
+    changed = [change for change in what.changes if change.before not in (None, change.after)]
+    entries = [change for change in changed if "/loader/entries/" in change.path]
+    had = {tuple(words_in(change.before or "")) for change in entries or changed}
+    return had.pop() if len(had) == 1 else ()
 
 
 def _newer_entries(machine: Machine, what: Kept) -> list[Change]:

@@ -35,6 +35,7 @@ from tests.builders.boot_trees import (
 
 OURS = ("crashkernel=256M",)
 TWO = ("crashkernel=512M,cma", "crashkernel=1G-4G:192M,4G-:256M")
+EXTLINUX = "boot/extlinux/extlinux.conf"
 ENTRY = f"boot/loader/entries/{MACHINE_ID}-6.11.0-1.fc41.x86_64.conf"
 
 SYSTEMS: dict[str, tuple[Callable[[BootTree], BootTree], str]] = {
@@ -662,17 +663,98 @@ def test_the_same_again_after_somebody_else(tree: BootTree) -> None:
     assert 'GRUB_CMDLINE_LINUX="rhgb quiet crashkernel=300M"' in tree.read("etc/default/grub")
 
 
+def _label(name: str, words: str = "") -> str:
+    return f"label {name}\n\tappend {ROOT} {name}{words and ' '}{words}\n"
+
+
 def test_each_label_gets_its_own_words_back(tree: BootTree) -> None:
-    text = "".join(
-        f"label l{number}\n\tappend {ROOT} l{number}{words}\n"
-        for number, words in enumerate(["", " crashkernel=1G", " crashkernel=2G"])
-    )
-    tree.write("boot/extlinux/extlinux.conf", text)
+    text = _label("l0") + _label("l1", "crashkernel=1G") + _label("l2", "crashkernel=2G")
+    tree.write(EXTLINUX, text)
     _reserve(tree)
-    _append(tree, "boot/extlinux/extlinux.conf", f"label l3\n\tappend {ROOT} crashkernel=256M\n")
+    _append(tree, EXTLINUX, _label("l3", "crashkernel=256M"))
     _reserve(tree, TWO)
     _revert(tree)
-    assert tree.read("boot/extlinux/extlinux.conf") == (text + f"label l3\n\tappend {ROOT} crashkernel=1G\n")
+    assert tree.read(EXTLINUX) == text + _label("l3")
+
+
+@pytest.mark.parametrize("added", ["", "crashkernel=32M", "crashkernel=1G,high crashkernel=72M,low"])
+@pytest.mark.parametrize("edited", [False, True], ids=["", "edited"])
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_label_that_came_later_gets_back_what_it_had(
+    tree: BootTree, times: int, edited: bool, added: str
+) -> None:
+    """Those in front of it and behind it get what they had, whatever else was edited."""
+    first, last = _label("first", "crashkernel=1G quiet"), _label("last")
+    tree.write(EXTLINUX, first + last)
+    for number in range(times):
+        _reserve(tree, (f"crashkernel={256 << number}M",))
+        text = tree.read(EXTLINUX)
+        if number == 0:
+            text = text.replace("label last", _label("added", added) + "label last")
+        tree.write(EXTLINUX, text.replace(" last", f" last e{number}") if edited else text)
+    _revert(tree)
+    labels = first + _label("added", added) + last
+    for number in range(times if edited else 0):
+        labels = labels.replace(" last", f" last e{number}")
+    assert tree.read(EXTLINUX) == labels
+
+
+def test_a_label_that_nobody_kept_words_for_loses_ours_alone(tree: BootTree) -> None:
+    """A copy of another label, and one with words of its own."""
+    text = _label("first", "crashkernel=1G") + _label("second", "crashkernel=1G")
+    tree.write(EXTLINUX, text)
+    _reserve(tree)
+    _append(tree, EXTLINUX, _label("copy", OURS[0]) + _label("own", "crashkernel=32M"))
+    _revert(tree)
+    assert tree.read(EXTLINUX) == text + _label("copy") + _label("own", "crashkernel=32M")
+
+
+def test_labels_that_are_not_ours_to_change(tree: BootTree) -> None:
+    """Another system's keeps its words; ours with words that somebody gave it since is not taken back."""
+    other = "label other\n\tappend root=/dev/sdz9 crashkernel=32M\n"
+    tree.write(EXTLINUX, _label("ours") + other)
+    _reserve(tree)
+    _append(tree, EXTLINUX, "# checked\n")
+    assert plan_way_back(tree.path).changes[0].after == _label("ours") + other + "# checked\n"
+    tree.write(EXTLINUX, tree.read(EXTLINUX).replace("=256M", "=300M"))
+    with pytest.raises(ConfigError, match=f"^/{EXTLINUX}: somebody else has changed it since"):
+        plan_way_back(tree.path)
+    _reserve(tree, TWO)
+    _revert(tree)
+    assert tree.read(EXTLINUX) == _label("ours", "crashkernel=300M") + other + "# checked\n"
+
+
+def test_a_menu_that_came_later(tree: BootTree) -> None:
+    tree.write(EXTLINUX, _label("first", "crashkernel=1G"))
+    _reserve(tree)
+    labels = _label("copy", OURS[0]), _label("own", "crashkernel=32M")
+    tree.write("extlinux/extlinux.conf", "".join(labels))
+    _reserve(tree, TWO)
+    _revert(tree)
+    assert tree.read("extlinux/extlinux.conf") == _label("copy") + labels[1]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("cmdline", [None, "", "crashkernel=128M"], ids=["none", "without", "with"])
+def test_a_newer_entry_gets_the_words_of_no_other(tree: BootTree, cmdline: str | None, times: int) -> None:
+    """It is made from /etc/kernel/cmdline, or without that from an entry that is not known."""
+    systemd_boot(tree)
+    if cmdline is not None:
+        tree.write("etc/kernel/cmdline", f"{ROOT} ro {cmdline}\n")
+    by_hand = tree.write("boot/efi/loader/entries/by-hand.conf", f"linux /v\noptions {ROOT} {OLD}\n")
+    _reserve(tree)
+    newer = tree.write(
+        f"boot/efi/loader/entries/{MACHINE_ID}-7.0.conf", f"linux /v\noptions {ROOT} ro {OURS[0]}\n"
+    )
+    own = tree.write(
+        f"boot/efi/loader/entries/{MACHINE_ID}-8.0.conf", f"linux /v\noptions {ROOT} crashkernel=32M\n"
+    )
+    if times == 2:
+        _reserve(tree, TWO)
+    _revert(tree)
+    assert requested(newer.read_text().splitlines()[-1]) == ([cmdline] if cmdline else [])
+    assert requested(own.read_text().splitlines()[-1]) == ["crashkernel=32M"]
+    assert requested(by_hand.read_text().splitlines()[-1]) == [OLD]
 
 
 DROP_IN = "etc/default/grub.d/zz-kdump-service.cfg"

@@ -9,9 +9,8 @@ only, is CONFIG_KALLSYMS_ALL.
 
 from __future__ import annotations
 
-import itertools
 import struct
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 from kdump_service.errors import BadVmcore
 from kdump_service.vmcore.address_space import AddressSpace
@@ -39,8 +38,7 @@ def kernel_symbols(space: AddressSpace, names: Collection[str]) -> dict[str, int
         raise BadVmcore(f"kernel symbols: their names are said to lie from {start:#x} to {end:#x}")
     count = min(space.unsigned(info.symbol("kallsyms_num_syms"), 4), _MOST_SYMBOLS)
     wanted = {name.encode() for name in names} | {b"_stext"}
-    names_in_order = itertools.islice(_stored_names(space, start, end), count)
-    numbers = dict(_numbers(names_in_order, _tokens(space), wanted))
+    numbers = dict(_numbers(space, range(start, end), count, wanted))
     if "_stext" not in numbers:
         raise BadVmcore(f"kernel symbols: _stext is not among {count}")
     for found in _addresses(space, numbers):
@@ -58,35 +56,53 @@ def _tokens(space: AddressSpace) -> list[bytes]:
 
 
 def _numbers(
-    names: Iterable[bytes], tokens: list[bytes], wanted: Collection[bytes]
+    space: AddressSpace, place: range, count: int, wanted: Collection[bytes]
 ) -> Iterator[tuple[str, int]]:
-    """Which symbols those are. There are many, so only names that end like one of them are put together."""
-    ends = {byte for byte, token in enumerate(tokens) if any(name.endswith(token) for name in wanted)}
+    """Which symbols those are. There are many, so only names that end like one of them are put together; and
+    they are read in pieces: a capture has little memory."""
+    tokens = _tokens(space)
+    ends = _ends(tokens, wanted)
     longest = max(map(len, wanted)) + 1
-    for number, stored in enumerate(names):
-        if stored and stored[-1] in ends and len(stored) <= longest:
-            name = b"".join([tokens[byte] for byte in stored])[1:]
-            if name in wanted:
-                yield name.decode(), number
-
-
-def _stored_names(space: AddressSpace, start: int, end: int) -> Iterator[bytes]:
-    """One after the other. They are read in pieces: a capture has little memory."""
-    data, position = b"", 0
-    while True:
-        if len(data) - position < _LONGEST and start < end:
-            piece = space.read(start, min(_PIECE_BYTES, end - start))
-            data, position = data[position:] + piece, 0
-            start += len(piece)
-        if position + 1 >= len(data):
-            return
-        length = data[position]
-        position += 1
-        if length & _LONG:
-            length = length & ~_LONG | data[position] << 7
+    data, position, number = b"", 0, 0
+    while number < count and place:
+        data, position = data[position:] + space.read(place.start, min(_PIECE_BYTES, len(place))), 0
+        place = place[_PIECE_BYTES:]
+        if not place:
+            data += bytes(_LONGEST)  # a name that leads beyond the end is none
+        whole = len(data) - _LONGEST
+        # Run for each symbol: most of the time goes here.
+        while position < whole and number < count:
+            length = data[position]
             position += 1
-        yield data[position : position + length]
-        position += length
+            if length & _LONG:
+                length = length & ~_LONG | data[position] << 7
+                position += 1
+            following = position + length
+            before = ends[data[following - 1]]
+            if before and length <= longest and data[following - 2] in before:
+                name = b"".join([tokens[byte] for byte in data[position:following]])[1:]
+                if name in wanted:
+                    yield name.decode(), number
+            position = following
+            number += 1
+
+
+def _ends(tokens: list[bytes], wanted: Collection[bytes]) -> list[set[int]]:
+    """By the last byte of what stands for a name that is wanted: the bytes that may be before it; that is the
+    length, where one byte stands for all of a name."""
+    ends: list[set[int]] = [set() for _ in tokens]
+    for name in wanted:
+        for byte, token in enumerate(tokens):
+            if _may_end(name, token):
+                rest = name[: -len(token)]
+                before = {each for each, text in enumerate(tokens) if _may_end(rest, text)}
+                ends[byte] |= {1} if len(token) > len(name) else before
+    return ends
+
+
+def _may_end(name: bytes, token: bytes) -> bool:
+    """Whether the name, or its rest, can end with this token; before it stands its type, any character."""
+    return token != b"" and (name.endswith(token) or (len(token) == len(name) + 1 and token.endswith(name)))
 
 
 def _addresses(space: AddressSpace, numbers: dict[str, int]) -> Iterator[dict[str, int]]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import deque
+import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,8 +61,9 @@ class Frames(Protocol):
 
 
 @dataclass(frozen=True)
-class _EarlyPages:
-    """Pages that were written before their turn. Not their descriptors, which are five times as large."""
+class _PlacedPages:
+    """Pages that are in the file. Not their descriptors, which are five times as large, and are made for many
+    pages at once: that is five times as fast as batch by batch."""
 
     number_runs: NDArray[np.int64]
     """Rows of first number and how many."""
@@ -127,13 +129,16 @@ class KdumpWriter:
         self._kept = kept
         self._ranks: tuple[int, int, NDArray[np.uint32]] | None = None
         """Of a chunk: its number, the frames kept before it, and its running counts."""
-        self._early: deque[_EarlyPages] = deque()
-        """Those that were not described in their turn yet, in order."""
-        self._pending: list[Descriptors] = []
-        self._pending_count = 0
+        self._early: list[tuple[int, int, _PlacedPages]] = []
+        """A heap of those whose turn has not come yet: by their first number, and where they begin."""
+        self._new_early: list[_PlacedPages] = []
+        """Of these, the last ones, of which nothing was described yet."""
+        self._begun: list[_PlacedPages] = []
+        """Early ones that were described in part."""
+        self._pending: list[_PlacedPages] = []
+        """Those that came in their turn and were not described yet."""
         self._described = 0
-        """Descriptors that were written or are pending, from the first on."""
-        self._written_descriptors = 0
+        """Descriptors that were written for good, from the first on."""
         self._zero_page_offset = 0
         self._end = layout.data_offset
         self._incomplete = True
@@ -146,64 +151,75 @@ class KdumpWriter:
     def write_early(self, runs: NDArray[np.int64], pages: EncodedPages, data: memoryview) -> None:
         """Write pages before their turn; only before the first call of :meth:`write`, whose calls then leave
         them out. ``runs``: rows of first frame and number of frames."""
-        start = self._append_pages(pages, data)
-        number_runs = self._number_runs(runs)
-        if self._sink.rewritable:
-            # So that they are known from now on; they are written once more when it is their turn.
-            descriptors = self._descriptors(pages, start)
-            done = 0
-            for first, count in number_runs.tolist():
-                offset = self.layout.descriptors_offset + first * PAGE_DESCRIPTOR.itemsize
-                self._sink.write_at(offset, descriptors[done : done + count].tobytes())
-                done += count
-        self._early.append(_EarlyPages(number_runs, pages, start))
+        placed = self._place(runs, pages, data)
+        heapq.heappush(self._early, (placed.first, placed.start, placed))
+        self._new_early.append(placed)
+        if sum(len(each.pages.kinds) for each in self._new_early) >= _DESCRIPTORS_AT_ONCE:
+            self._describe_early()
 
     def write(self, runs: NDArray[np.int64], pages: EncodedPages, data: memoryview) -> None:
         """Append pages in order of their frames: ``runs`` has rows of first frame and number of frames.
 
         Raises what the sink raises; everything before is then in the file.
         """
-        start = self._append_pages(pages, data)
-        number_runs = self._number_runs(runs)
-        self._describe(int(number_runs[-1].sum()), _numbers(number_runs), self._descriptors(pages, start))
-        if self._pending_count >= _DESCRIPTORS_AT_ONCE:
-            self._flush_descriptors()
+        if self._new_early:
+            self._describe_early()
+        placed = self._place(runs, pages, data)
+        self._pending.append(placed)
+        if placed.end - self._described >= _DESCRIPTORS_AT_ONCE:
+            self._describe(placed.end)
 
-    def _append_pages(self, pages: EncodedPages, data: memoryview) -> int:
-        """Where they begin."""
+    def _place(self, runs: NDArray[np.int64], pages: EncodedPages, data: memoryview) -> _PlacedPages:
         if not self._zero_page_offset and (pages.kinds == PageKind.ZERO).any():
             self._zero_page_offset = self._append(memoryview(bytes(self._page_bytes)))
-        return self._append(data)
+        return _PlacedPages(self._number_runs(runs), pages, self._append(data))
 
-    def _descriptors(self, pages: EncodedPages, start: int) -> Descriptors:
-        kinds = pages.kinds
+    def _descriptors(self, batches: Sequence[_PlacedPages]) -> tuple[NDArray[np.int64], Descriptors]:
+        """Of all their pages: number and descriptor."""
+        kinds = np.concatenate([batch.pages.kinds for batch in batches])
+        sizes = np.concatenate([batch.pages.sizes for batch in batches])
+        runs = np.concatenate([batch.number_runs for batch in batches])
+        starts = np.array([batch.start for batch in batches], np.int64)
+        counts = np.array([len(batch.pages.kinds) for batch in batches], np.int64)
+        before = np.cumsum(sizes, dtype=np.int64) - sizes  # bytes of all pages before each
+        offsets = before + np.repeat(starts - before[np.cumsum(counts) - counts], counts)
+        zero, lost = kinds == PageKind.ZERO, kinds == PageKind.LOST
+        offsets[zero], offsets[lost] = self._zero_page_offset, 0
         descriptors = np.zeros(len(kinds), PAGE_DESCRIPTOR)
-        sizes = pages.sizes.astype(np.uint64)
-        offsets = start + np.cumsum(sizes) - sizes
-        stored = sizes > 0
-        descriptors["offset"][stored] = offsets[stored]
-        descriptors["size"] = pages.sizes
-        descriptors["flags"][kinds == PageKind.COMPRESSED] = self._codec.flag
-        zero = kinds == PageKind.ZERO
-        descriptors["offset"][zero] = self._zero_page_offset
-        descriptors["size"][zero] = self._page_bytes
-        return descriptors
+        descriptors["offset"] = offsets
+        descriptors["size"] = np.where(zero, np.uint32(self._page_bytes), sizes)
+        descriptors["flags"] = np.where(
+            kinds == PageKind.COMPRESSED, np.uint32(self._codec.flag), np.uint32(0)
+        )
+        return _numbers(runs), descriptors
 
-    def _describe(self, end: int, numbers: NDArray[np.int64], descriptors: Descriptors) -> None:
-        """Add the descriptors up to number ``end``: these, and between them those of early pages."""
+    def _describe_early(self) -> None:
+        """So that they are known from now on; they are written once more when it is their turn."""
+        if self._sink.rewritable:
+            _, descriptors = self._descriptors(self._new_early)
+            done = 0
+            for first, count in np.concatenate([placed.number_runs for placed in self._new_early]).tolist():
+                offset = self.layout.descriptors_offset + first * PAGE_DESCRIPTOR.itemsize
+                self._sink.write_at(offset, descriptors[done : done + count].tobytes())
+                done += count
+        self._new_early.clear()
+
+    def _describe(self, end: int) -> None:
+        """Write the descriptors up to number ``end``: of all pages that are pending, and between them those
+        of early ones."""
+        while self._early and self._early[0][0] < end:
+            self._begun.append(heapq.heappop(self._early)[2])
         block = np.zeros(end - self._described, PAGE_DESCRIPTOR)
-        while self._early and self._early[0].first < end:
-            early = self._early[0]
-            theirs = _numbers(early.number_runs)
-            due = (theirs >= self._described) & (theirs < end)
-            block[theirs[due] - self._described] = self._descriptors(early.pages, early.start)[due]
-            if early.end > end:
-                break
-            self._early.popleft()
-        block[numbers - self._described] = descriptors
-        self._pending.append(block)
-        self._pending_count += len(block)
+        if batches := [*self._begun, *self._pending]:
+            numbers, descriptors = self._descriptors(batches)
+            due = (numbers >= self._described) & (numbers < end)
+            block[numbers[due] - self._described] = descriptors[due]
+        data = block.tobytes()
+        self._sink.write_at(self.layout.descriptors_offset + self._described * PAGE_DESCRIPTOR.itemsize, data)
+        self._descriptor_hash.update(data)
         self._described = end
+        self._pending.clear()
+        self._begun = [early for early in self._begun if early.end > end]
 
     def _number_runs(self, runs: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which descriptors runs of frames have: the frames' places among those that are kept."""
@@ -229,10 +245,9 @@ class KdumpWriter:
 
     def flush(self) -> None:
         """Put all that was given into the sink, so that it can be read back."""
-        if self._early:
-            none = np.zeros(0, np.int64)
-            self._describe(self._early[-1].end, none, np.zeros(0, PAGE_DESCRIPTOR))
-        self._flush_descriptors()
+        left = [*self._pending, *self._begun, *(early for _, _, early in self._early)]
+        if left:
+            self._describe(max(placed.end for placed in left))
         self._sink.set_size(self._end)
 
     def parts(self) -> list[FilePart]:
@@ -262,17 +277,6 @@ class KdumpWriter:
             self._end += len(data)
         return start
 
-    def _flush_descriptors(self) -> None:
-        if not self._pending:
-            return
-        data = np.concatenate(self._pending).tobytes()
-        self._pending.clear()
-        self._pending_count = 0
-        offset = self.layout.descriptors_offset + self._written_descriptors
-        self._sink.write_at(offset, data)
-        self._descriptor_hash.update(data)
-        self._written_descriptors += len(data)
-
     def _head(self, *, incomplete: bool) -> bytes:
         status = self._header.status | (FLAG_INCOMPLETE if incomplete else 0)
         head = pack_header(dataclasses.replace(self._header, status=status), self._sub_header) + self._notes
@@ -296,4 +300,5 @@ class KdumpWriter:
 
 def _numbers(runs: NDArray[np.int64]) -> NDArray[np.int64]:
     """Runs of numbers, one by one."""
-    return np.concatenate([np.arange(first, first + count) for first, count in runs.tolist()])
+    firsts, counts = runs.T
+    return np.repeat(firsts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,9 @@ from kdump_service.engine.page_stream import EncodedBatch, PageStream, batches
 from kdump_service.engine.predict import Prediction, predict_data_bytes
 from kdump_service.engine.survey import Survey
 from kdump_service.engine.virtual_loads import virtual_loads
-from kdump_service.engine.vital import other_runs, vital_frames
+from kdump_service.engine.vital import other_runs, vital_parts
 from kdump_service.errors import BadVmcore
+from kdump_service.pfn import PfnBitmap
 from kdump_service.vmcore.address_space import AddressSpace
 from kdump_service.vmcore.elf import NT_PRSTATUS
 from kdump_service.vmcore.memory_image import MemoryImage
@@ -194,17 +195,24 @@ class Dump:
     def _stream(self) -> PageStream:
         return PageStream(self._source, self._encode, self._options.threads)
 
-    def _kdump_passes(self, sink: Sink) -> tuple[DumpWriter, list[_Pass]]:
+    def _kdump_passes(self, sink: Sink) -> tuple[DumpWriter, Iterable[_Pass]]:
         assert self._codec is not None
         kept = self._survey.kept
         writer = KdumpWriter(sink, self._identity, self._survey, self._source.page_bytes, self._codec)
-        vital = vital_frames(self._image, self._survey.existing, kept)
-        return writer, [
-            (vital.runs(), lambda each: writer.write_early(each.batch.runs, each.pages, each.data)),
-            (other_runs(kept, vital), lambda each: writer.write(each.batch.runs, each.pages, each.data)),
-        ]
 
-    def _elf_passes(self, sink: Sink, of_incomplete: bool) -> tuple[DumpWriter, list[_Pass]]:
+        def passes() -> Iterator[_Pass]:
+            vital: list[PfnBitmap] = []
+            for part in vital_parts(self._image, self._survey.existing, kept):
+                vital.append(part)
+                yield part.runs(), lambda each: writer.write_early(each.batch.runs, each.pages, each.data)
+            yield (
+                other_runs(kept, vital),
+                lambda each: writer.write(each.batch.runs, each.pages, each.data),
+            )
+
+        return writer, passes()
+
+    def _elf_passes(self, sink: Sink, of_incomplete: bool) -> tuple[DumpWriter, Iterable[_Pass]]:
         assert self._plan is not None
         writer: ElfWriter | Lz4ElfWriter
         if self._options.codec == "lz4":

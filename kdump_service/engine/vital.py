@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from kdump_service.pfn import CHUNK_PAGES, PfnBitmap, chunks_of, fill_range, run
 from kdump_service.vmcore.address_space import AddressSpace
 from kdump_service.vmcore.memory_image import MemoryImage
 
-__all__ = ["other_runs", "vital_frames"]
+__all__ = ["other_runs", "vital_parts"]
 
 _MOST_TABLES = 8192
 """32 MiB with pages of 4 KiB. A kernel that maps its memory by huge pages has some hundreds."""
@@ -31,23 +31,32 @@ kept of so much below each end is taken for them. With more than 4 GiB that much
 _MOST_RANGES = 64
 
 
-def vital_frames(image: MemoryImage, existing: PfnBitmap, kept: PfnBitmap) -> PfnBitmap:
-    """Those of the frames that are kept. What the image does not tell is left out."""
+def vital_parts(image: MemoryImage, existing: PfnBitmap, kept: PfnBitmap) -> Iterator[PfnBitmap]:
+    """Those of the frames that are kept, in two parts. What the image does not tell is left out.
+
+    The second is looked for when it is asked for: to find symbols takes a while, in which the first can be
+    written.
+    """
     space = AddressSpace(image)
+    first = _kept_of((*_image_and_tables(space), *_tops(existing, _EARLY_BYTES // image.page_bytes)), kept)
+    yield first
+    yield _kept_of(_processors(space, kept), kept, but=first)
+
+
+def _kept_of(ranges: Iterable[tuple[int, int]], kept: PfnBitmap, but: PfnBitmap | None = None) -> PfnBitmap:
     by_chunk: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for first, end in (
-        *_image_and_tables(space),
-        *_processors(space, kept),
-        *_tops(existing, _EARLY_BYTES // image.page_bytes),
-    ):
+    for first, end in ranges:
         for chunk in range(first // CHUNK_PAGES, min(chunks_of(end), kept.chunk_count)):
             by_chunk[chunk].append((first, end))
     result = PfnBitmap(kept.end_pfn)
-    for chunk, ranges in by_chunk.items():
+    for chunk, theirs in by_chunk.items():
         bits = np.zeros(CHUNK_PAGES, np.bool_)
-        for first, end in ranges:
+        for first, end in theirs:
             fill_range(bits, chunk, first, end)
-        result.set_bits(chunk, bits & kept.bits(chunk))
+        bits &= kept.bits(chunk)
+        if but is not None:
+            bits &= ~but.bits(chunk)
+        result.set_bits(chunk, bits)
     return result
 
 
@@ -84,11 +93,12 @@ def _tops(existing: PfnBitmap, pages: int) -> Iterator[tuple[int, int]]:
         yield max(first, end - pages), end
 
 
-def other_runs(kept: PfnBitmap, vital: PfnBitmap) -> Iterator[NDArray[np.int64]]:
-    """Runs of the frames that are kept and not vital."""
+def other_runs(kept: PfnBitmap, vital: Sequence[PfnBitmap]) -> Iterator[NDArray[np.int64]]:
+    """Runs of the frames that are kept, and in no part of those that are vital."""
     for chunk in range(kept.chunk_count):
-        if kept.count(chunk) > vital.count(chunk):
+        parts = [part for part in vital if part.count(chunk)]
+        if kept.count(chunk) > sum(part.count(chunk) for part in parts):
             bits = kept.bits(chunk)
-            if vital.count(chunk):
-                bits = bits & ~vital.bits(chunk)
+            for part in parts:
+                bits = bits & ~part.bits(chunk)
             yield runs_of(bits, chunk * CHUNK_PAGES)

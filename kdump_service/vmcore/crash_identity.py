@@ -141,7 +141,7 @@ def _panic_event(lines: Sequence[Line], panic: int, message: str) -> _Event:
         if oops:
             return oops
     for reason in REASONS:
-        if reason.message.match(message):
+        if re.match(reason.message, message):
             begin = _begin_of_report(lines, panic, reason)
             if begin is None:
                 begin, title = panic, message
@@ -157,9 +157,11 @@ def _panic_event(lines: Sequence[Line], panic: int, message: str) -> _Event:
 
 def _begin_of_report(lines: Sequence[Line], panic: int, reason: Reason) -> int | None:
     """The line with which it begins; None if there is none."""
-    begin = None
+    if not reason.start:
+        return None
+    begin, start = None, re.compile(reason.start)
     for index in range(panic - 1, -1, -1):
-        if reason.start is None or not reason.start.match(lines[index].text):
+        if not start.match(lines[index].text):
             continue
         if begin is None and not _within(_REPORT_SECONDS, lines[index], lines[panic], unknown=True):
             return None

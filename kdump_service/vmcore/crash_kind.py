@@ -62,18 +62,19 @@ class CrashKind(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Reason:
-    """What a panic message says, and how the report begins that was printed before it."""
+    """What a panic message says, and how the report begins that was printed before it: expressions that match
+    at their beginnings."""
 
-    message: re.Pattern[str]
+    message: str
     kind: CrashKind
-    start: re.Pattern[str] | None
-    """None: panic() itself is the report."""
+    start: str
+    """Empty: panic() itself is the report."""
     titled_by_message: bool
     """The message says more than the first line of the report does."""
 
 
 def _reason(kind: CrashKind, message: str, start: str = "", *, titled_by_message: bool = False) -> Reason:
-    return Reason(re.compile(message), kind, re.compile(start) if start else None, titled_by_message)
+    return Reason(message, kind, start, titled_by_message)
 
 
 REASONS = (
@@ -146,24 +147,24 @@ REASONS = (
 )
 """Searched in this order; none fits: CrashKind.PANIC."""
 
-_SANITIZER = re.compile(r"\b(?:KASAN|KMSAN|KCSAN|KFENCE|UBSAN|kasan\.fault|panic_on_kmsan)\b")
+_SANITIZER = r"\b(?:KASAN|KMSAN|KCSAN|KFENCE|UBSAN|kasan\.fault|panic_on_kmsan)\b"
 
 _KINDS_OF_OOPS = (
-    (CrashKind.STACK_OVERFLOW, re.compile(r"stack guard page|kernel stack overflow")),
-    (CrashKind.DOUBLE_FAULT, re.compile(r"double fault")),
-    (CrashKind.HARDWARE_ERROR, re.compile(r"SError|Bad mode in Error")),
-    (CrashKind.BUG, re.compile(r"kernel BUG at|Oops - BUG")),
+    (CrashKind.STACK_OVERFLOW, r"stack guard page|kernel stack overflow"),
+    (CrashKind.DOUBLE_FAULT, r"double fault"),
+    (CrashKind.HARDWARE_ERROR, r"SError|Bad mode in Error"),
+    (CrashKind.BUG, r"kernel BUG at|Oops - BUG"),
 )
 
 
 def is_sanitizer(words: str) -> bool:
     """Whether a report is one of KASAN and its like, which all say so."""
-    return _SANITIZER.search(words) is not None
+    return re.search(_SANITIZER, words) is not None
 
 
 def kind_of_oops(words: str) -> CrashKind:
     """By the title and what die() said."""
     for kind, pattern in _KINDS_OF_OOPS:
-        if pattern.search(words):
+        if re.search(pattern, words):
             return kind
     return CrashKind.OOPS

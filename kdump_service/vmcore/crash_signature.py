@@ -62,10 +62,12 @@ _MACHINE_CHECK = re.compile(r"Bank (\d+): [0-9a-f]{12}([0-9a-f]{4})")
 
 # --- functions ----------------------------------------------------------------------------------------------
 
+# Large expressions, each for some kinds of crashes only: compiled, and kept, when re is asked for them first.
+
 PRINTS_STACK = re.compile(
     r"(__)?dump_stack(_lvl|_print_info)?|show_stack|(__)?show_regs|dump_backtrace|show_trace_log_lvl"
 )
-_REPORTS = re.compile(
+_REPORTS = (
     PRINTS_STACK.pattern
     + r"|_*v?panic(_saved_regs)?|nmi_panic(_self_stop)?|check_panic_on_warn|_*crash_kexec|machine_kexec"
     r"|oops_(begin|end|exit)|_*die(_body|_addr|_kernel_fault)?|__warn(_printk)?|warn_slowpath_\w+|_*report_bug"
@@ -85,24 +87,24 @@ _REPORTS = re.compile(
     r"|do_debug_exception|call_on_irq_stack|do_interrupt_handler|_*irq_(exit|enter)\w*|irqentry_\w+"
 )
 """What every crash has in its trace: what reports it, and the ways into the kernel."""
-_LOWEST = re.compile(
+_LOWEST = (
     r"ret_from_fork\w*|kthread|worker_thread|process_one_work|process_scheduled_works|kthread_worker_fn"
     r"|handle_softirqs|_*do_softirq\w*|__softirq\w*|run_ksoftirqd|smpboot_thread_fn|start_secondary"
     r"|secondary_startup\w*|__secondary_switched|cpu_startup_entry|do_idle|cpuidle_idle_call"
     r"|x86_64_start_\w+|start_kernel|rest_init|arch_call_rest_init|kernel_init"
 )
-_SLEEPS = re.compile(
+_SLEEPS = (
     r"__switch_to|context_switch|_*schedule(_\w+)?|io_schedule\w*|preempt_schedule\w*|_*mutex_lock\w*"
     r"|_*rt_mutex_\w+|_*rwsem_\w+|_*down(_\w+)?|percpu_(down|rwsem)\w*|_*wait_(for|on|event)_\w+"
     r"|do_wait_(for_common|intr)\w*|out_of_line_wait_on_\w+|bit_wait\w*|folio_wait_\w+|wait_woken"
 )
-_WAITS = re.compile(
+_WAITS = (
     r"(native_|__pv_)?queued_(spin|read|write)_lock_slowpath|((do|_*)_?raw)?_*(spin|read|write)_(try)?lock\w*"
     r"|kvm_wait|pv_wait\w*|smp_call_function\w*|csd_lock_wait\w*|on_each_cpu\w*|osq_lock"
     r"|(mutex|rwsem)_spin_on_owner|stop_machine\w*|multi_cpu_stop"
 )
-_DELAYS = re.compile(r"delay_(tsc|halt\w*|loop)|__(const_)?[un]?delay|cpu_relax|native_pause|rep_nop")
-_DISPATCHES = re.compile(
+_DELAYS = r"delay_(tsc|halt\w*|loop)|__(const_)?[un]?delay|cpu_relax|native_pause|rep_nop"
+_DISPATCHES = (
     r"_*(compat_)?sys_\w+|_*(compat_)?SYSC_\w+|do_vfs_\w+|_*sock_(sendmsg|recvmsg|write_iter|read_iter|ioctl)\w*"
     r"|_*(vfs|ksys|do)_(read|write|ioctl|open|iter|readv|writev|pread|pwrite)\w*|new_sync_\w+"
     r"|proc_reg_\w+|full_proxy_\w+|kernfs_fop_\w+|sysfs_kf_\w+|seq_(read|write)\w*|simple_attr_\w+"
@@ -112,9 +114,7 @@ _DISPATCHES = re.compile(
     r"|rcu_do_batch|\w*handle_(domain_|irq_)?(irq|event|desc)\w*|gic_\w+|_*run_irq_\w+|irq_thread\w*"
     r"|task_work_run|_*fput|do_signal|exit_to_user\w*|syscall_exit\w*|do_(group_)?exit|get_signal"
 )
-_SYSTEM_CALL = re.compile(
-    r"_*(?:x64|ia32|x32|arm64|se|do)_(?:compat_)?sys_(.*)|ksys_(.*)|(?:compat_)?SyS_(.*)"
-)
+_SYSTEM_CALL = r"_*(?:x64|ia32|x32|arm64|se|do)_(?:compat_)?sys_(.*)|ksys_(.*)|(?:compat_)?SyS_(.*)"
 
 # Of GCC (.isra, .constprop, .part, .cold) and Clang (.llvm, .__uniq).
 _COMPILER_SUFFIX = re.compile(r"\.(?:isra|constprop|part|cold|llvm|__uniq|lto_priv|localalias)\b.*")
@@ -153,25 +153,25 @@ def _significant(frames: Sequence[str]) -> list[str]:
     names: list[str] = []
     for frame in frames:
         name = plain_function(frame)
-        if call := _SYSTEM_CALL.fullmatch(name):
+        if call := re.fullmatch(_SYSTEM_CALL, name):
             name = "sys_" + next(filter(None, call.groups()), "")
-        if not _REPORTS.fullmatch(name) and names[-1:] != [name]:
+        if not re.fullmatch(_REPORTS, name) and names[-1:] != [name]:
             names.append(name)
     # All have the lowest functions; but if there are no others, it was there.
-    return [name for name in names if not _LOWEST.fullmatch(name)] or names
+    return [name for name in names if not re.fullmatch(_LOWEST, name)] or names
 
 
-def _above(names: list[str], innermost: re.Pattern[str]) -> list[str]:
-    """Without those of the pattern at the inner end; all, if there is nothing else."""
+def _above(names: list[str], innermost: str) -> list[str]:
+    """Without those of the expression at the inner end; all, if there is nothing else."""
     for number, name in enumerate(names):
-        if not innermost.fullmatch(name):
+        if not re.fullmatch(innermost, name):
             return names[number:]
     return names
 
 
 def _outermost(names: list[str]) -> list[str]:
     """The lowest function that is no mere dispatcher."""
-    return [name for name in names if not _DISPATCHES.fullmatch(name)][-1:] or names[:1]
+    return [name for name in names if not re.fullmatch(_DISPATCHES, name)][-1:] or names[:1]
 
 
 def _again_and_again(names: Sequence[str]) -> list[str]:

@@ -20,10 +20,11 @@ from kdump_service.dumpfile import kdump_writer
 from kdump_service.dumpfile.kdump_format import Header, Layout, SubHeader, pack_header, parse_header
 from kdump_service.dumpfile.kdump_reader import KdumpFile
 from kdump_service.dumpfile.page_codec import decompressor, encode_pages, page_codec
-from kdump_service.engine import page_stream, vital
+from kdump_service.engine import dump, page_stream, vital
 from kdump_service.engine.dump import Dump
 from kdump_service.engine.survey import Survey, survey_pages
 from kdump_service.errors import BadVmcore, TargetFull
+from kdump_service.pfn import PfnBitmap
 from tests.builders.machine_memory import X86_64, Aarch64, Machine
 from tests.unit.machine_image import ImageOfMachine
 from tests.unit.machine_pages import PagesOfMachine, dump_machine
@@ -413,6 +414,38 @@ def test_cut_off_at_any_point_while_it_was_written(
     path.write_bytes(recorded.content())
     with KdumpFile(path) as dump:
         assert not dump.incomplete
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_vital_pages_come_in_parts_that_lie_between_each_other(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    kept = _survey(machine).kept
+    part_of = np.random.default_rng(seed).integers(0, 4, kept.bits(0).size)
+
+    def parts(*of: object) -> Iterator[PfnBitmap]:
+        for number in (2, 0, 1):
+            part = PfnBitmap(kept.end_pfn)
+            part.set_bits(0, kept.bits(0) & (part_of == number))
+            yield part
+
+    monkeypatch.setattr(dump, "vital_parts", parts)
+    sink = _RecordingSink()
+    with _many_small_steps():
+        writer = _write(machine, sink)
+        (tmp_path / "torn").write_bytes(sink.content())
+        assert _readable(machine, tmp_path / "torn") == set(_in_order_of_writing(machine))
+        writer.finish(complete=True)
+    path = tmp_path / "dump"
+    path.write_bytes(sink.content())
+    with KdumpFile(path) as written:
+        buffer = bytearray(4096)
+        for pfn in _in_order_of_writing(machine):
+            written.read_pages(pfn, 1, memoryview(buffer))
+            assert buffer == _content(machine, pfn), f"frame {pfn:#x}"
+    for part in writer.parts():
+        stored = sink.content()[part.offset : part.offset + part.length]
+        assert hashlib.sha256(stored).hexdigest() == part.sha256
 
 
 def _survey(machine: Machine) -> Survey:

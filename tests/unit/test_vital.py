@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import pytest
 
 from kdump_service.engine import processors, vital
 from kdump_service.engine.survey import Survey, survey_pages
-from kdump_service.engine.vital import vital_frames
+from kdump_service.engine.vital import vital_parts
 from kdump_service.pfn import PfnBitmap
 from kdump_service.vmcore.elf import Note
 from tests.builders.kallsyms import WAYS
@@ -34,12 +35,15 @@ def _vital(machine: Machine, *, loads: bool = True) -> set[int]:
     """Of the frames that tests may use."""
     image = ImageOfMachine(machine, loads=loads)
     survey = _survey(image)
-    return _frames(vital_frames(image, survey.existing, survey.kept), machine)
+    return _frames(vital_parts(image, survey.existing, survey.kept), machine)
 
 
-def _frames(bitmap: PfnBitmap, machine: Machine) -> set[int]:
-    frames = (range(first, first + count) for runs in bitmap.runs() for first, count in runs.tolist())
-    return {frame for frame in itertools.chain(*frames) if frame < machine.first_kernel_pfn}
+def _frames(parts: Iterable[PfnBitmap], machine: Machine) -> set[int]:
+    """Each is in one part only."""
+    runs = (run for part in parts for array in part.runs() for run in array.tolist())
+    frames = list(itertools.chain(*(range(first, first + count) for first, count in runs)))
+    assert len(set(frames)) == len(frames)
+    return {frame for frame in frames if frame < machine.first_kernel_pfn}
 
 
 @pytest.mark.parametrize("architecture", MACHINES, ids=["4 levels", "5 levels", "aarch64", "64K"])
@@ -62,7 +66,7 @@ def test_of_what_is_not_kept_nothing_is_read() -> None:
     image = ImageOfMachine(machine)
     survey = _survey(image)
     image.made.reads.clear()
-    found = _frames(vital_frames(image, survey.existing, survey.kept), machine)
+    found = _frames(vital_parts(image, survey.existing, survey.kept), machine)
     # The registers lead to the stacks all the same.
     assert found == (first.frames | second.frames) - {first.task[0], second.data[1], *second.task}
     read = {
@@ -79,7 +83,7 @@ def test_what_cannot_be_read_costs_itself() -> None:
     broken, sound = made.each
     image = ImageOfMachine(machine, missing=[broken.task[0]])
     survey = _survey(image)
-    found = _frames(vital_frames(image, survey.existing, survey.kept), machine)
+    found = _frames(vital_parts(image, survey.existing, survey.kept), machine)
     assert found == broken.frames | sound.frames
 
 
@@ -89,7 +93,7 @@ def test_without_page_tables_there_are_segments() -> None:
     image = ImageOfMachine(machine)
     survey = _survey(image)
     image = ImageOfMachine(machine, missing=[machine.root_physical // 4096])
-    found = _frames(vital_frames(image, survey.existing, survey.kept), machine)
+    found = _frames(vital_parts(image, survey.existing, survey.kept), machine)
     assert found == (made.each[0].frames | made.each[1].frames) - {*made.each[0].stack, *made.each[1].stack}
 
 
@@ -129,7 +133,7 @@ def test_notes_that_are_too_short() -> None:
     rsp = 112 + 19 * 8
     for length in (0, 1, 112, rsp, rsp + 7):
         image.notes[0] = Note("CORE", 1, bytes(length))
-        assert not _frames(vital_frames(image, survey.existing, survey.kept), machine)
+        assert not _frames(vital_parts(image, survey.existing, survey.kept), machine)
 
 
 @pytest.mark.parametrize("symbol", ["__per_cpu_offset", "nr_cpu_ids", "__cpu_present_mask", "current_task"])

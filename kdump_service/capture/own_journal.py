@@ -15,20 +15,23 @@ __all__ = ["save_own_journal"]
 
 logger = logging.getLogger(__name__)
 
+_NAME = "*/system.journal"
 _SYNC_SEC = 30.0
 """journald has less of the processor than the capture, and may still be starting."""
 
 
 def save_own_journal(root: Path, folder: Path) -> None:
     """Copy it beside the dump, for root alone to read. What fails is told, and costs nothing else."""
+    place = root / "run/log/journal"
     try:
-        # While it starts, there is nobody to take the other one's wish; this waits for the start's end.
-        run(["systemctl", "start", "systemd-journald.service"], timeout_sec=_SYNC_SEC)
+        if not any(place.glob(_NAME)):
+            # While it starts, there is nobody to take the other one's wish; this waits for the start's end.
+            run(["systemctl", "start", "systemd-journald.service"], timeout_sec=_SYNC_SEC)
         run(["journalctl", "--sync"], timeout_sec=_SYNC_SEC)
     except ProgramFailed as error:
         logger.warning("the end of this journal may be missing: %s", error)
     try:
-        journals = list((root / "run/log/journal").glob("*/system.journal"))
+        journals = list(place.glob(_NAME))
         if not journals:
             logger.warning("the journal of the capture is not kept: journald has not written any")
         for source in journals:

@@ -123,7 +123,7 @@ def encode_pages(
     A page that does not shrink is stored as it is, so the target always suffices.
     """
     words = np.frombuffer(pages, np.uint64).reshape(-1, page_bytes // 8)
-    filled = np.bitwise_or.reduce(words, axis=1) != 0
+    filled = words.any(axis=1)
     kinds = np.where(filled, PageKind.RAW, PageKind.ZERO).astype(np.uint8)
     kinds[lost] = PageKind.LOST
     sizes = np.zeros(len(kinds), np.uint32)

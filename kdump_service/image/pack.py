@@ -40,6 +40,14 @@ _PROGRAMS = ("sh", "mount", "umount", "modprobe", "sleep")
 _DEADLINE_SEC = 600
 """Until systemd is there, whose own limit (JobTimeoutSec= of kdump-capture.target) is as long."""
 
+_TABLE = "kdump/early.fstab"
+# One program for three file systems, since each costs as much as its mount. As fstab(5).
+_TABLE_TEXT = """\
+proc /proc proc
+devtmpfs /dev devtmpfs
+sysfs /sys sysfs
+"""
+
 # Runs as PID 1. What fails here, but for drivers that the machine may do without, ends it, and so the kernel:
 # panic= on its command line reboots the machine. The drivers and the target are not left to udev, which is a
 # third of a boot's time; where the target cannot be mounted like this (its disk comes late), udev and systemd
@@ -55,8 +63,7 @@ _INIT = """\
 # SPDX-License-Identifier: LGPL-2.1-or-later
 set -e
 PATH=/usr/bin:/usr/sbin
-mount -t devtmpfs devtmpfs /dev
-mount -t proc proc /proc
+mount -a -T /{table}
 (
     left={seconds}
     while [ "$left" -gt 0 ]; do
@@ -67,7 +74,6 @@ mount -t proc proc /proc
     echo "<2>kdump-service: no systemd after {seconds} seconds, rebooting" > /dev/kmsg || :
     echo b > /proc/sysrq-trigger
 ) &
-mount -t sysfs sysfs /sys
 # Some may be for hardware that is not there; what is missed shows at the next step.
 modprobe -q -a {modules} || :
 mount -t squashfs -o ro,loop /{squashfs} /usr
@@ -167,7 +173,9 @@ def _early_archive(
         if module.is_file():
             archive.copy(str(module.relative_to(folder)), module)
             size += module.stat().st_size
+    archive.file(_TABLE, _TABLE_TEXT.encode())
     script = _INIT.format(
+        table=_TABLE,
         squashfs=_SQUASHFS,
         target=TARGET_FILE,
         point=TARGET_POINT,

@@ -199,13 +199,17 @@ def test_own_journal_is_kept_beside_the_dump(tmp_path: Path, synced: list[list[s
     folder = tmp_path / "dump"
     folder.mkdir()
     save_own_journal(tmp_path, folder)
-    # In this order: journald may still be starting.
-    assert synced == [["systemctl", "start", "systemd-journald.service"], ["journalctl", "--sync"]]
+    assert synced == [["journalctl", "--sync"]]
     assert (folder / "capture.journal").read_bytes() == content
     assert stat.S_IMODE((folder / "capture.journal").stat().st_mode) == 0o600
     assert [entry["MESSAGE"] for entry in _read("--file", str(folder / "capture.journal"))] == [
         "the capture begins"
     ]
+
+
+def test_journald_that_is_still_starting_is_waited_for(tmp_path: Path, synced: list[list[str]]) -> None:
+    save_own_journal(tmp_path, tmp_path)
+    assert synced == [["systemctl", "start", "systemd-journald.service"], ["journalctl", "--sync"]]
 
 
 def test_own_journal_replaces_nothing(

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdump_service.dump_options import COMPRESSION_LEVELS, COMPRESSIONS_OF, CONTENTS, MOST_LEVEL
 from kdump_service.quantity import parse_bytes, parse_seconds
@@ -24,8 +23,7 @@ _LONGEST_PATH_BYTES = 4095
 """PATH_MAX of linux/limits.h, without the NUL."""
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One row of the table."""
 
     section: str

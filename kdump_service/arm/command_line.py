@@ -83,16 +83,12 @@ _NOT_FOR_THE_SMALL_IMAGE = (
 # asked for here, too: none of them (kernel/trace/trace.c). The word may stand several times, and a name that
 # does not exist counts for nothing.
 #
-# There is no network in it, and so nobody who speaks IPv6: 0.07 s of the time to its first process (measured
-# by emulation).
-#
 # A kernel tests its ciphers at each boot, a sixth of the time that it takes to its first process (measured
 # likewise); nothing here encrypts. With fips=1 it tests them all the same (crypto/testmgr.c).
 _ADDED_FOR_THE_SMALL_IMAGE = (
     "rootfstype=ramfs",
     "initcall_blacklist=tracer_init_tracefs",
     "cryptomgr.notests",
-    "ipv6.disable=1",
 )
 
 # Drivers of displays take memory for what nobody looks at, and reset hardware that a crash may have left in

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kdump_service.record import LOG_FILE, DumpFile
 from kdump_service.target.local import LocalDumpFolder
@@ -20,8 +20,7 @@ _LAST_RECORDS = 1 << 14
 """Kept to identify the crash: about 4 MiB at most."""
 
 
-@dataclass(frozen=True)
-class SavedLog:
+class SavedLog(NamedTuple):
     """What became of the log."""
 
     file: DumpFile

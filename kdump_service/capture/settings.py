@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdump_service.config import CAPTURE_SETTINGS_FILE, Config
 
@@ -16,11 +15,10 @@ _LONGEST_UPTIME_SEC = 1 << 32
 """A century."""
 
 
-@dataclass(frozen=True)
-class CaptureSettings:
+class CaptureSettings(NamedTuple):
     """The configuration of the boot that crashed, and who it was."""
 
-    config: Config = field(default_factory=Config)
+    config: Config = Config()
     boot_id: str = ""
     host: str = ""
     small_image: bool = False

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +52,7 @@ _HeaderRows = NDArray[np.uint64]
 """Rows of p_offset, p_vaddr, p_paddr, p_filesz, p_memsz: those of PT_LOAD."""
 
 
-@dataclass(frozen=True)
-class ElfPlan:
+class ElfPlan(NamedTuple):
     """Where everything stands in the file."""
 
     byte_order: str

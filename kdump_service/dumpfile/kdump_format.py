@@ -10,7 +10,7 @@ the pages.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,8 +48,7 @@ PAGE_DESCRIPTOR = np.dtype([("offset", "<u8"), ("size", "<u4"), ("flags", "<u4")
 _MOST_NOTE_BYTES = 1 << 26
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What is used of struct disk_dump_header."""
 
     version: int
@@ -66,8 +65,7 @@ class Header:
     byte_order: str = "<"
 
 
-@dataclass(frozen=True)
-class SubHeader:
+class SubHeader(NamedTuple):
     """What is used of struct kdump_sub_header."""
 
     phys_base: int
@@ -80,8 +78,7 @@ class SubHeader:
     max_mapnr: int
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """Where the parts of a file stand, in bytes."""
 
     block_bytes: int

@@ -8,12 +8,10 @@ a page that was lost.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +36,7 @@ _DESCRIPTORS_AT_ONCE = 16384
 """Kept back before they are written: 384 KiB."""
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(NamedTuple):
     """What the headers say of the machine."""
 
     uts: dict[str, str]
@@ -60,8 +57,7 @@ class Frames(Protocol):
     kept: PfnBitmap
 
 
-@dataclass(frozen=True)
-class _PlacedPages:
+class _PlacedPages(NamedTuple):
     """Pages that are in the file. Not their descriptors, which are five times as large, and are made for many
     pages at once: that is five times as fast as batch by batch."""
 
@@ -279,7 +275,7 @@ class KdumpWriter:
 
     def _head(self, *, incomplete: bool) -> bytes:
         status = self._header.status | (FLAG_INCOMPLETE if incomplete else 0)
-        head = pack_header(dataclasses.replace(self._header, status=status), self._sub_header) + self._notes
+        head = pack_header(self._header._replace(status=status), self._sub_header) + self._notes
         return head.ljust(self.layout.bitmaps_offset, b"\0")
 
     def _write_head(self, *, incomplete: bool) -> None:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kdump_service.dumpfile.flattened import FLATTENED_SIGNATURE, FlattenedFile
 from kdump_service.dumpfile.kdump_format import SIGNATURE
@@ -31,8 +31,7 @@ _MAGIC_BYTES = 16
 _KNOWN = "Known are ELF cores and kdump-compressed files, also flattened by makedumpfile or in LZ4 frames."
 
 
-@dataclass(frozen=True)
-class OpenedImage:
+class OpenedImage(NamedTuple):
     """A memory image that is open for reading. Use as a context manager."""
 
     image: Vmcore | KdumpFile

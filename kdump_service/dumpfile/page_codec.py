@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +44,7 @@ class PageKind(IntEnum):
     """It could not be read."""
 
 
-@dataclass(frozen=True)
-class PageCodec:
+class PageCodec(NamedTuple):
     """One way to compress a page."""
 
     name: str
@@ -105,8 +103,7 @@ def _zlib_compress(level: int) -> Callable[[memoryview], bytes]:
     return lambda page: compress(page, level)
 
 
-@dataclass(frozen=True)
-class EncodedPages:
+class EncodedPages(NamedTuple):
     """Some consecutive pages of a dump."""
 
     kinds: NDArray[np.uint8]
@@ -123,7 +120,7 @@ def encode_pages(
     A page that does not shrink is stored as it is, so the target always suffices.
     """
     words = np.frombuffer(pages, np.uint64).reshape(-1, page_bytes // 8)
-    filled = words.any(axis=1)
+    filled = np.bitwise_or.reduce(words, axis=1) != 0
     kinds = np.where(filled, PageKind.RAW, PageKind.ZERO).astype(np.uint8)
     kinds[lost] = PageKind.LOST
     sizes = np.zeros(len(kinds), np.uint32)

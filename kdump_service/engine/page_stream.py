@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,7 @@ _MOST_DEATHS = 64
 _HEAD = struct.Struct("<I")  # bytes of data in the slot
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Some frames."""
 
     runs: NDArray[np.int64]
@@ -61,8 +60,7 @@ class Batch:
         return Batch(np.array(first, np.int64)), Batch(np.array(second, np.int64))
 
 
-@dataclass(frozen=True)
-class EncodedBatch:
+class EncodedBatch(NamedTuple):
     """What became of a batch."""
 
     batch: Batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,7 @@ _DEVIATIONS = 3.0
 """Standard deviations of the mean that are added: one prediction in a thousand is too small."""
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """Bytes of a dump, or of its pages alone."""
 
     expected_bytes: int

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 from kdump_service.errors import KdumpError, WorkerFailed, error_class
 
@@ -36,8 +37,7 @@ _DEPTH = 2
 """Requests at one worker: the one that it does, and one more so that it need not wait for us."""
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """The outcome of one request."""
 
     request: bytes

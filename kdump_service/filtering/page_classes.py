@@ -8,8 +8,8 @@ same here: a page belongs to the first class that fits it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +43,7 @@ class PageClass(IntEnum):
     """Taken from the machine by a balloon driver or memory hotplug: never read."""
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What the struct pages of consecutive frames say, one element a frame."""
 
     classes: NDArray[np.uint8]

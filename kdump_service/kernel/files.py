@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kdump_service.kernel.mounts import Mount, holder_of, parse_mounts
 
 __all__ = ["KernelFiles", "Watchdog"]
 
 
-@dataclass(frozen=True)
-class Watchdog:
+class Watchdog(NamedTuple):
     """One of /sys/class/watchdog (Documentation/ABI/testing/sysfs-class-watchdog)."""
 
     name: str

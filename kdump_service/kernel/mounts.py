@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 __all__ = ["Mount", "holder_of", "parse_mounts"]
 
@@ -22,8 +22,7 @@ _NETWORK_FUSE = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(NamedTuple):
     """One line of /proc/PID/mountinfo (proc(5))."""
 
     device: str

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from kdump_service.vmcore.crash_kind import REASONS, CrashKind, Reason, is_sanitizer, kind_of_oops
 from kdump_service.vmcore.crash_signature import PRINTS_STACK, plain_function, shown, signature
@@ -26,8 +26,7 @@ _MOST_LINES = 1 << 16
 """Of the log's end that are looked at: more than a report with the traces of 500 processors."""
 
 
-@dataclass(frozen=True)
-class CrashIdentity:
+class CrashIdentity(NamedTuple):
     """What the log tells of the crash; empty or None where it does not."""
 
     kind: CrashKind
@@ -111,8 +110,7 @@ _REPORT_SECONDS = 600.0
 """A report that is older is not what the panic was for; to print one can take minutes on a serial console."""
 
 
-@dataclass(frozen=True)
-class _Event:
+class _Event(NamedTuple):
     """A crash that the log tells of."""
 
     kind: CrashKind
@@ -185,8 +183,8 @@ def _oops_before(lines: Sequence[Line], panic: int, *, of_init: bool) -> _Event 
         if _PANIC.match(lines[index].text):
             return None
         if _DIE.match(lines[index].text):
-            event = replace(_oops_event(lines, index, panic), panic=panic)
-            if of_init and _read_event(lines, replace(event, panic=None)).pid != 1:
+            event = _oops_event(lines, index, panic)._replace(panic=panic)
+            if of_init and _read_event(lines, event._replace(panic=None)).pid != 1:
                 return None
             return event
     return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["REASONS", "CrashKind", "Reason", "is_sanitizer", "kind_of_oops"]
 
@@ -60,8 +60,7 @@ class CrashKind(enum.StrEnum):
     """The log tells of no crash."""
 
 
-@dataclass(frozen=True)
-class Reason:
+class Reason(NamedTuple):
     """What a panic message says, and how the report begins that was printed before it: expressions that match
     at their beginnings."""
 

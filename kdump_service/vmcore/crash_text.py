@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from kdump_service.vmcore.log_record import LogRecord
 
@@ -61,8 +62,7 @@ _ENTRIES = {
 _ENTRY_OF_MARK = {"NMI": "nmi", "IRQ": "interrupt", "SOFTIRQ": "interrupt", "EOI": "interrupt"}
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One line of the log, without what printk puts in front."""
 
     text: str

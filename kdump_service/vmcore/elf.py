@@ -8,9 +8,8 @@ headers right behind it, one PT_NOTE, then PT_LOADs, each beginning on a page of
 
 from __future__ import annotations
 
-import dataclasses
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kdump_service.errors import BadVmcore
 
@@ -62,8 +61,7 @@ MOST_NOTE_BYTES = 1 << 26
 """More notes than a machine with 8192 processors has (each PRSTATUS takes under 1 KiB): refuse."""
 
 
-@dataclass(frozen=True)
-class ElfHeader:
+class ElfHeader(NamedTuple):
     """What is used of Elf64_Ehdr."""
 
     byte_order: str
@@ -75,8 +73,7 @@ class ElfHeader:
     flags: int
 
 
-@dataclass(frozen=True)
-class ProgramHeader:
+class ProgramHeader(NamedTuple):
     """One Elf64_Phdr of interest; sizes and offsets in bytes."""
 
     kind: int
@@ -87,8 +84,7 @@ class ProgramHeader:
     memory_bytes: int
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """One entry of a note segment."""
 
     name: str
@@ -127,7 +123,7 @@ def with_extended_numbering(header: ElfHeader, section: bytes) -> ElfHeader:
     count = struct.unpack(header.byte_order + _SHDR, section)[7]
     if not 0 < count <= MOST_PROGRAM_HEADERS:
         raise BadVmcore(f"{count} program headers, as section header 0 says, are not supported")
-    return dataclasses.replace(header, program_headers_count=count)
+    return header._replace(program_headers_count=count)
 
 
 def parse_program_headers(header: ElfHeader, data: bytes, file_bytes: int) -> list[ProgramHeader]:

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 __all__ = ["LogMemory", "LogRecord", "caller_text"]
 
@@ -21,8 +20,7 @@ class LogMemory(Protocol):
         """An integer of 1, 2, 4 or 8 bytes. Raises BadVmcore where it is not mapped."""
 
 
-@dataclass(frozen=True)
-class LogRecord:
+class LogRecord(NamedTuple):
     """One record of the log."""
 
     sequence: int

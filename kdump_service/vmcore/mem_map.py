@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kdump_service.errors import BadVmcore
 from kdump_service.vmcore.address_space import AddressSpace, Mapping
@@ -33,8 +33,7 @@ _STRUCT_PAGE_BYTES = range(32, 1025)  # 56 to 80 with the usual options, some 20
 _MEM_SECTION_BYTES = range(8, 257)  # 16; 32 with CONFIG_PAGE_EXTENSION
 
 
-@dataclass(frozen=True)
-class MemMapRun:
+class MemMapRun(NamedTuple):
     """struct pages that lie one after the other in physical memory."""
 
     first_pfn: int

@@ -13,7 +13,6 @@ import sys
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from kdump_service.errors import BadVmcore
@@ -44,8 +43,7 @@ class Mapping(NamedTuple):
     length: int
 
 
-@dataclass(frozen=True)
-class TableFormat:
+class TableFormat(NamedTuple):
     """How a processor reads the kernel's tables, and where the kernel keeps them."""
 
     page_bytes: int

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kdump_service.errors import BadVmcore
 from kdump_service.vmcore.log_record import LogMemory, LogRecord, caller_text
@@ -32,11 +32,10 @@ _CHUNK_BYTES = 4096
 _MOST_STRUCT_BYTES = 256  # of printk_log (16, or 20 with a caller) that is worth believing
 
 
-@dataclass(frozen=True)
-class _Header:
+class _Header(NamedTuple):
     """struct printk_log, and where it stands."""
 
-    index: int
+    position: int
     timestamp_nsec: int
     record_bytes: int
     """0: the next record is at the start of the buffer."""
@@ -109,7 +108,7 @@ class PrintkLogBuf:
         oldest, furthest, before = 0, 0, 0
         for header in self._headers(0, self._bytes):
             if before - header.timestamp_nsec > furthest:
-                oldest, furthest = header.index, before - header.timestamp_nsec
+                oldest, furthest = header.position, before - header.timestamp_nsec
             before = header.timestamp_nsec
         return oldest
 
@@ -125,7 +124,7 @@ class PrintkLogBuf:
             if header.record_bytes == 0:
                 return
             yield header
-            index = header.index + header.record_bytes
+            index = header.position + header.record_bytes
 
     def _may_wrap(self, index: int, end: int) -> bool:
         """Whether a header without length may say that the rest is at the start: only if little is left."""
@@ -199,12 +198,12 @@ class PrintkLogBuf:
         return None
 
     def _is_followed(self, header: _Header, end: int) -> bool:
-        behind = header.index + header.record_bytes
+        behind = header.position + header.record_bytes
         return behind == end or self._header(behind, end) is not None
 
     def _record(self, header: _Header, sequence: int) -> LogRecord:
         content = self._memory.read(
-            self._start + header.index + self._header_bytes, header.text_bytes + header.dict_bytes
+            self._start + header.position + self._header_bytes, header.text_bytes + header.dict_bytes
         )
         words = content[header.text_bytes :].decode("utf-8", "backslashreplace").split("\0")
         fields = dict(word.split("=", 1) for word in words if "=" in word)

@@ -17,9 +17,8 @@ import os
 import stat
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kdump_service.errors import BadVmcore
 from kdump_service.vmcore import elf
@@ -112,8 +111,7 @@ class PlainFile:
         os.close(self.descriptor)
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """A piece of the file, at most as large as asked for."""
 
     offset: int
@@ -122,8 +120,7 @@ class Window:
     """None where these bytes cannot be read."""
 
 
-@dataclass(frozen=True)
-class Extent:
+class Extent(NamedTuple):
     """Physical memory that stands in one piece in the file.
 
     Segments may overlap: the kernel's own text stands in the direct mapping too. They then show the same

@@ -345,7 +345,7 @@ def test_interrupted_capture_is_incomplete(machine: MachineRoot, monkeypatch: py
     def interrupt(*arguments: object) -> None:
         raise Interrupted
 
-    monkeypatch.setattr("kdump_service.dumpfile.kdump_writer.KdumpWriter._append_pages", interrupt)
+    monkeypatch.setattr("kdump_service.dumpfile.kdump_writer.KdumpWriter._place", interrupt)
     record = _run(machine)
     assert record.state is DumpState.INCOMPLETE
     assert [problem.reason for problem in record.problems] == ["interrupted"]

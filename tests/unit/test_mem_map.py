@@ -153,9 +153,8 @@ def test_a_memmap_outside_the_segments_costs_itself() -> None:
     assert len(image.loads) == 2
     memory = image.loads[1]
     image.loads[1:] = [
-        replace(memory, file_bytes=hole, memory_bytes=memory.memory_bytes),
-        replace(
-            memory,
+        memory._replace(file_bytes=hole, memory_bytes=memory.memory_bytes),
+        memory._replace(
             physical_address=hole + 4096,
             virtual_address=memory.virtual_address + hole + 4096,
             file_bytes=memory.file_bytes - hole - 4096,

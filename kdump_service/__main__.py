@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import sys
@@ -21,10 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imports inside functions: the verbs are programs of their own, in two boots. The capture has no time for
     # a parser.
     if words == ["capture"]:
-        gc.disable()  # all that is loaded stays, and looking for garbage among it is a tenth of the time
-        from kdump_service.capture.main import run_capture  # noqa: PLC0415
+        from kdump_service.capture.lasting import lasting  # noqa: PLC0415
 
-        gc.enable()
+        with lasting():
+            from kdump_service.capture.main import run_capture  # noqa: PLC0415
         code = run_capture()
         logging.shutdown()
         # The machine waits for this end: to take down all that was loaded would be a third of the time to it.

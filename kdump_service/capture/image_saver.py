@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import importlib
 import logging
 import os
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kdump_service.capture.lasting import lasting
 from kdump_service.capture.plain_copy import copy_image, verify_copy
 from kdump_service.capture.small_numpy import load_numpy
 from kdump_service.capture.stages import INTERRUPTED, Stages
@@ -68,13 +68,10 @@ class ImageSaver:
         engine: ModuleType | None = None
         with self._stages("load-engine"):
             # Only now: numpy is large, and the log does without it.
-            gc.disable()  # as for what is loaded before, in __main__
-            try:
+            with lasting():
                 if self._small_image:
                     load_numpy()
                 engine = importlib.import_module("kdump_service.capture.image")
-            finally:
-                gc.enable()
         plan = None
         if engine is not None:
             problems = len(self._record.problems)

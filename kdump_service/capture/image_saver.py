@@ -66,12 +66,11 @@ class ImageSaver:
                 self._record.state = DumpState.COMPLETE
             return
         engine: ModuleType | None = None
-        with self._stages("load-engine"):
+        with self._stages("load-engine"), lasting():
             # Only now: numpy is large, and the log does without it.
-            with lasting():
-                if self._small_image:
-                    load_numpy()
-                engine = importlib.import_module("kdump_service.capture.image")
+            if self._small_image:
+                load_numpy()
+            engine = importlib.import_module("kdump_service.capture.image")
         plan = None
         if engine is not None:
             problems = len(self._record.problems)

@@ -32,6 +32,7 @@ def lines(*texts: str) -> list[ConsoleLine]:
     ((STARTS, DEAD_TIMER, "Call Trace:", f"---[ end {DEAD_TIMER} ]---"), 0, True),
     ((STARTS, PANIC, "quiet capture", STARTS, DEAD_TIMER), 0, True),
     ((STARTS, PANIC, DEAD_TIMER), 10 * STALL_SEC, False),
+    ((STARTS, PANIC, CAPTURE_STARTS, DEAD_TIMER), 10 * STALL_SEC, False),
     # capture boots, quiet or not
     ((STARTS, PANIC, RCU), 10 * STALL_SEC, False),
     ((STARTS, PANIC, CAPTURE_STARTS, RCU), 10 * STALL_SEC, False),

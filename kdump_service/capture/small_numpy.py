@@ -7,20 +7,17 @@ None of them is used here. They are public names of numpy; what asks for them wh
 modules. (Masked arrays could go, too, but for newer versions, whose ``unique`` asks them.) The texts of its
 manual, which are modules of their own, and its types for annotations take another seventh of the time each.
 
-Only in the small capture image, where a trial has shown that this very numpy goes along.
+Only in the small capture image, where a trial has shown that this very numpy goes along; 1.24 to 2.4 do.
 """
 
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from types import ModuleType
 from typing import Any
 
 __all__ = ["load_numpy"]
-
-logger = logging.getLogger(__name__)
 
 _NOT_NEEDED = ("linalg", "random", "fft", "polynomial")
 _MANUAL = tuple(
@@ -49,22 +46,17 @@ class _Nothing(ModuleType):
 
 
 def load_numpy() -> None:
-    """Import it; whole, if another version does not go along."""
+    """Import it. Raises whatever a version that does not go along raises: it cannot be loaded a second time
+    (numpy 2.2 and later refuse), so that the trial, and not the capture, is the place to find out."""
     if "numpy" in sys.modules:
         return
     for part in (*_NOT_NEEDED, *_MANUAL):
         sys.modules[f"numpy.{part}"] = _Nothing(f"numpy.{part}")
-    try:
-        numpy = importlib.import_module("numpy")
-        # For those who check types; the arrays themselves do in its place.
-        typing = ModuleType("numpy.typing")
-        typing.NDArray = numpy.ndarray  # type: ignore[attr-defined]
-        sys.modules[typing.__name__] = typing
-        for part in _NOT_NEEDED:
-            # Newer versions load some of these when they are asked for first, and ask for them by import.
-            setattr(numpy, part, sys.modules[f"numpy.{part}"])
-    except Exception as error:  # an edge: whatever numpy does at its import
-        logger.info("numpy is loaded whole: %r", error)
-        for name in [name for name in sys.modules if name == "numpy" or name.startswith("numpy.")]:
-            del sys.modules[name]
-        importlib.import_module("numpy")
+    numpy = importlib.import_module("numpy")
+    # For those who check types; the arrays themselves do in its place.
+    typing = ModuleType("numpy.typing")
+    typing.NDArray = numpy.ndarray  # type: ignore[attr-defined]
+    sys.modules[typing.__name__] = typing
+    for part in _NOT_NEEDED:
+        # Newer versions load some of these when they are asked for first, and ask for them by import.
+        setattr(numpy, part, sys.modules[f"numpy.{part}"])

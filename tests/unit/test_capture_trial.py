@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,10 +32,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _run(folder: Path) -> tuple[int, dict[str, Any], str]:
+def _run(folder: Path, **environment: str) -> tuple[int, dict[str, Any], str]:
     done = subprocess.run(
         [sys.executable, "-m", "kdump_service", "capture-trial", str(folder)],
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=120, env={**os.environ, **environment},
     )  # fmt: skip
     lines = done.stdout.splitlines()
     assert len(lines) == 1, done.stderr
@@ -99,6 +100,16 @@ def test_vmcore_with_another_page_saves_something_else(folder: Path) -> None:
     assert code == 0
     for form in FORMS:
         assert said["captures"][form] != before[form]
+
+
+def test_engine_that_cannot_be_loaded_fails_the_trial(folder: Path) -> None:
+    """Though the plain copy that is saved in its place is complete."""
+    (folder / "modules/numpy").mkdir(parents=True)
+    (folder / "modules/numpy/__init__.py").write_text("raise TypeError('it does not go along')\n")
+    code, said, errors = _run(folder, PYTHONPATH=str(folder / "modules"))
+    assert {captured["state"] for captured in said["captures"].values()} == {"complete"}
+    assert code == 1
+    assert "it does not go along" in errors
 
 
 @pytest.mark.parametrize("length", [0, 100, 5000])

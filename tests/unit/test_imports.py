@@ -107,8 +107,6 @@ def test_broad_excepts_are_at_the_edges() -> None:
         *("bus/connection.py", "bus/objects.py", "bus/server.py", "service/control.py", "capture/stages.py"),
         # What opens a file closes it again, whatever ends the opening.
         *("vmcore/reader.py", "engine/convert.py"),
-        # Whatever another version of numpy does at its import.
-        "capture/small_numpy.py",
         "engine/workers.py",
     }
 

@@ -26,6 +26,7 @@ import zstandard
 from kdump_service import log
 from kdump_service.errors import ImageNotBuilt, KdumpError, ProgramFailed
 from kdump_service.image.dracut import DRACUT, DRACUT_MODULE, collect, dracut_is_installed
+from kdump_service.image.kernel_config import configuration_file, unpacks_lz4_among_archives
 from kdump_service.image.layout import BUILD_ANEW_FILE, BUILD_STATUS_FILE
 from kdump_service.image.pack import pack
 from kdump_service.image.recipe import Recipe
@@ -116,14 +117,17 @@ def _build(
     on_stage("collecting")
     began_nsec = time.time_ns()
     tree = collect(recipe.release, recipe.all_drivers, outside["files"], work)
-    sources = _sources(root, tree, began_nsec)
+    sources = _sources(root, tree, recipe.release, began_nsec)
     _leave_out_python_sources(tree)
     on_stage("proving")
     _prove(tree, trial, outside["captures"])
     shutil.rmtree(trial)
     on_stage("packing")
     image = work / "image"
-    packed = pack(tree, recipe.release, recipe.all_drivers, image, work)
+    packed = pack(
+        tree, recipe.release, recipe.all_drivers, image, work,
+        lz4_unpacks=unpacks_lz4_among_archives(root, recipe.release),
+    )  # fmt: skip
     with open(image, "rb+") as file:
         os.fsync(file.fileno())
     manifest = Manifest(
@@ -225,7 +229,7 @@ def _prove(tree: Path, trial: Path, expected: Mapping[str, Any]) -> None:
 # What goes in
 
 
-def _sources(root: Path, tree: Path, began_nsec: int) -> dict[str, Source]:
+def _sources(root: Path, tree: Path, release: str, began_nsec: int) -> dict[str, Source]:
     """The files of the machine that went in: those of the same path and content; and what decided about
     them. ``began_nsec``, since the epoch, is when dracut began to copy.
 
@@ -245,8 +249,11 @@ def _sources(root: Path, tree: Path, began_nsec: int) -> dict[str, Source]:
                 source = Source(inside.stat().st_size, _NO_FILES_TIME, sha256_of(inside))
             if source is not None:
                 found[path] = source
-    for path in (DRACUT, DRACUT_MODULE, SPECIMEN):
-        found[f"/{path}"] = _source(root / path)
+    decided = [root / path for path in (DRACUT, DRACUT_MODULE, SPECIMEN)]
+    if (configuration := configuration_file(root, release)) is not None:
+        decided.append(configuration)
+    for outside in decided:
+        found[f"/{outside.relative_to(root)}"] = _source(outside)
     return found
 
 

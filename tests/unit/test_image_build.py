@@ -15,7 +15,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -317,8 +317,17 @@ COPIED = {
 def test_sources_are_files_of_the_machine_that_went_in_as_they_are(
     machine: MachineRoot, copied: Path
 ) -> None:
-    sources = build._sources(machine.path, copied, _now())
+    sources = build._sources(machine.path, copied, RELEASE, _now())
     assert set(sources) == WHAT_DECIDED | COPIED
+
+
+def test_configuration_of_the_kernel_decides(machine: MachineRoot, copied: Path) -> None:
+    """It says how the image may be compressed."""
+    machine.write(f"boot/config-{RELEASE}", "CONFIG_RD_LZ4=y\n")
+    sources = build._sources(machine.path, copied, RELEASE, _now())
+    assert set(sources) == WHAT_DECIDED | COPIED | {f"/boot/config-{RELEASE}"}
+    machine.write(f"boot/config-{RELEASE}", "# CONFIG_RD_LZ4 is not set\n")
+    assert _outdated(machine, sources) == {f"/boot/config-{RELEASE}"}
 
 
 def _outdated(machine: MachineRoot, sources: dict[str, Source]) -> set[str]:
@@ -343,13 +352,13 @@ def test_library_that_was_replaced_or_removed_since_it_was_copied(
     (machine.path / "usr/lib/gnu/libz.so.1.2").rename(machine.path / "usr/lib/gnu/libz.so.1.3")
     machine.write("etc/resolv.conf", "written at any time")
     replaced = {"/usr/lib/gnu/libc.so.6", "/usr/lib/gnu/libz.so.1.2"}
-    sources = build._sources(machine.path, copied, began)
+    sources = build._sources(machine.path, copied, RELEASE, began)
     assert set(sources) == WHAT_DECIDED | COPIED
     assert _outdated(machine, sources) == replaced
     assert "libc.so.6 has changed since it was copied" in caplog.text
     _write(copied, {"usr/lib/gnu/libc.so.6": "new", "usr/lib/gnu/libz.so.1.3": "old"})
     (copied / "usr/lib/gnu/libz.so.1.2").unlink()
-    sources = build._sources(machine.path, copied, _now())
+    sources = build._sources(machine.path, copied, RELEASE, _now())
     assert set(sources) == (WHAT_DECIDED | COPIED | {"/usr/lib/gnu/libz.so.1.3"}) - {
         "/usr/lib/gnu/libz.so.1.2"
     }
@@ -359,7 +368,7 @@ def test_library_that_was_replaced_or_removed_since_it_was_copied(
 def test_folder_that_was_removed_since_it_was_copied(machine: MachineRoot, copied: Path) -> None:
     began = _now()
     shutil.rmtree(machine.path / "usr/lib/gnu")
-    sources = build._sources(machine.path, copied, began)
+    sources = build._sources(machine.path, copied, RELEASE, began)
     assert _outdated(machine, sources) == {path for path in COPIED if "gnu" in path}
 
 
@@ -367,7 +376,7 @@ def test_clock_that_was_set_back_does_not_make_all_seem_new(
     machine: MachineRoot, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "time_ns", lambda: 1000 * 10**9)
-    assert set(build._sources(machine.path, copied, 990 * 10**9)) == WHAT_DECIDED | COPIED
+    assert set(build._sources(machine.path, copied, RELEASE, 990 * 10**9)) == WHAT_DECIDED | COPIED
 
 
 @pytest.mark.parametrize(("line", "docstring"), [
@@ -409,7 +418,7 @@ def tree(tmp_path: Path) -> Path:
         (made / name).mkdir(parents=True)
     for name in ("bin", "lib", "sbin", "lib64"):
         (made / name).symlink_to(f"usr/{name}")
-    for path in pack._early_programs():
+    for path in (*pack._early_programs(), pack._program("modprobe")):
         _bring(made, Path(path))
     (made / "init").symlink_to("/usr/lib/systemd/systemd")
     (made / "usr/lib/systemd/systemd").write_text("#!/bin/sh\n")
@@ -430,6 +439,10 @@ def _bring(tree: Path, path: Path) -> None:
         shutil.copy(path, place)
 
 
+def _pack(tree: Path, image: Path, drivers: Iterable[str] = ("ext4",), *, lz4: bool = False) -> pack.Packed:
+    return pack.pack(tree, RELEASE, drivers, image, image.parent, lz4_unpacks=lz4)
+
+
 def _cpio(data: bytes, folder: Path) -> Path:
     folder.mkdir()
     command = ["cpio", "--extract", "--quiet", "--make-directories"]
@@ -439,7 +452,7 @@ def _cpio(data: bytes, folder: Path) -> Path:
 
 def test_squashfs_holds_usr_and_the_archive_the_rest(tree: Path, tmp_path: Path) -> None:
     image = tmp_path / "image"
-    packed = pack.pack(tree, RELEASE, ["ext4"], image, tmp_path)
+    packed = _pack(tree, image)
     assert packed.packing == "squashfs"
     data = image.read_bytes()
     assert len(data) % 512 == 0
@@ -464,10 +477,10 @@ def test_squashfs_holds_usr_and_the_archive_the_rest(tree: Path, tmp_path: Path)
 def _early(image: Path, folder: Path) -> Path:
     """What is unpacked from the second archive, which is compressed."""
     data = image.read_bytes()
-    done = subprocess.run(
-        ["gzip", "-dc"], input=data[_end_of_archive(data) :], capture_output=True, check=False
-    )
-    assert done.returncode in (0, 2)  # 2: zeros behind the end
+    early = data[_end_of_archive(data) :]
+    program = {b"\x1f\x8b": "gzip", b"\x02\x21": "lz4"}[early[:2]]
+    # Neither likes the zeros behind the end, as the kernel does; cpio sees whether something is missing.
+    done = subprocess.run([program, "-dc"], input=early, capture_output=True, check=False)
     return _cpio(done.stdout, folder)
 
 
@@ -476,45 +489,65 @@ def _end_of_archive(data: bytes) -> int:
     return (end + 511) // 512 * 512
 
 
-def test_early_archive_can_mount_squashfs(tree: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lz4", [False, True])
+def test_early_archive_can_mount_squashfs(tree: Path, tmp_path: Path, lz4: bool) -> None:
     image = tmp_path / "image"
-    pack.pack(tree, RELEASE, ["ext4"], image, tmp_path)
+    packed = _pack(tree, image, lz4=lz4)
+    at_once = 8 << 20 if lz4 else 0  # lib/decompress_unlz4.c
+    assert packed.peak_bytes > packed.unpacked_bytes + image.stat().st_size + at_once
+    # The kernel takes four zeros for the end of what LZ4 compressed.
+    assert image.read_bytes().endswith(bytes(4))
     early = _early(image, tmp_path / "early-out")
     init = early / "init"
     assert stat.S_IMODE(init.stat().st_mode) == 0o755
     subprocess.run(["sh", "-n", str(init)], check=True)
     assert "exec /usr/lib/systemd/systemd\n" in init.read_text()
-    for name in ("usr/bin/sh", "usr/bin/mount", "usr/bin/umount", "usr/bin/sleep"):
+    for name in ("usr/bin/sh", "usr/bin/mount", "usr/bin/sleep"):
         assert (early / name).resolve().exists(), name
+    # Where the kernel would find it, each module that anything built in asks for would be a process.
+    assert not list((early / "usr").rglob("*bin/modprobe"))
     # With the links of the outer archive the shell runs from what is there, and nothing else.
     for name in ("bin", "lib", "lib64", "sbin"):
         (early / name).symlink_to(f"usr/{name}")
     if os.geteuid() == 0:
+        programs = "mount --version && /kdump/early/modprobe --version && sleep 0"
         done = subprocess.run(
-            ["chroot", str(early), "/usr/bin/sh", "-c", "mount --version && modprobe --version && sleep 0"],
+            ["chroot", str(early), "/usr/bin/sh", "-c", programs],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
 
 
+def test_without_the_library_for_lz4_the_early_archive_is_gzip(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pack(tree, tmp_path / "gzip")
+    monkeypatch.setattr(pack, "lz4", None)
+    _pack(tree, tmp_path / "image", lz4=True)
+    assert (tmp_path / "image").read_bytes() == (tmp_path / "gzip").read_bytes()
+
+
 @pytest.fixture
 def started_init(tree: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Runs /init with programs that do nothing, but for what a test says; /dev, /proc, /run and /kdump are
-    folders."""
-    pack.pack(tree, RELEASE, ["ext4"], tmp_path / "image", tmp_path)
+    """Runs /init with programs that do nothing, but for what a test says, and know as OLDPWD where they were
+    started; /dev, /proc, /run, /usr and /kdump are folders."""
+    _pack(tree, tmp_path / "image")
     script = (_early(tmp_path / "image", tmp_path / "early-out") / "init").read_text()
-    for name in ("bin", "dev", "proc", "run", "kdump"):
-        (tmp_path / "machine" / name).mkdir(parents=True)
-        script = script.replace(f"/{name}/", f"{tmp_path}/machine/{name}/")
-    script = script.replace("PATH=/usr/bin:/usr/sbin", f"PATH={tmp_path}/machine/bin")
+    machine = tmp_path / "machine"
+    for name in ("bin", "dev", "proc/sys/kernel", "run", "usr", "kdump/early"):
+        (machine / name).mkdir(parents=True)
+    for name in ("dev", "proc", "run", "kdump"):
+        script = script.replace(f"/{name}/", f"{machine}/{name}/")
+    script = script.replace("PATH=/usr/bin:/usr/sbin", f"PATH={machine}/bin")
+    script = script.replace("cd /usr\n", f"cd {machine}/usr\n")
     script = script.replace("exec /usr/lib/systemd/systemd", "exec systemd")
     started: list[subprocess.Popen[bytes]] = []
 
     def start(**programs: str) -> subprocess.Popen[bytes]:
-        nothing = dict.fromkeys(("mount", "umount", "modprobe", "rm", "sleep", "systemd"), ":")
+        nothing = dict.fromkeys(("mount", "modprobe", "rm", "sleep", "systemd"), ":")
         for name, text in {**nothing, **programs}.items():
-            path = tmp_path / "machine/bin" / name
-            path.write_text(f"#!/bin/sh\ncd {tmp_path}/machine && {text}\n")
+            path = machine / ("kdump/early" if name == "modprobe" else "bin") / name
+            path.write_text(f"#!/bin/sh\ncd {machine} && {text}\n")
             path.chmod(0o755)
         started.append(
             subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
@@ -526,6 +559,47 @@ def started_init(tree: Path, tmp_path: Path) -> Iterator[Callable[..., subproces
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+_AT_ONCE = {"sleep": "exit 1", "systemd": "echo systemd"}
+
+
+def test_kernel_finds_the_early_modprobe_while_modules_are_loaded(
+    started_init: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    setting = tmp_path / "machine/proc/sys/kernel/modprobe"
+    setting.write_text("/usr/sbin/modprobe\n")
+    init = started_init(
+        **_AT_ONCE, modprobe="read -r path < proc/sys/kernel/modprobe; echo $path > meanwhile; exit 1"
+    )
+    said, _ = init.communicate(timeout=60)
+    assert (init.returncode, said) == (0, b"systemd\n")
+    assert (tmp_path / "machine/meanwhile").read_text() == f"{tmp_path}/machine/kdump/early/modprobe\n"
+    assert setting.read_text() == "/usr/sbin/modprobe\n"
+
+
+def test_kernel_that_does_not_ask_for_modules(
+    started_init: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    init = started_init(**_AT_ONCE, modprobe="echo $* > loaded")
+    said, _ = init.communicate(timeout=60)
+    assert (init.returncode, said) == (0, b"systemd\n")
+    assert (tmp_path / "machine/loaded").read_text().startswith("-q -a")
+    assert not (tmp_path / "machine/proc/sys/kernel/modprobe").exists()
+
+
+def test_what_lies_below_the_mount_is_removed(
+    started_init: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """By a shell that went there before, since no path leads there afterwards."""
+    (tmp_path / "machine/usr/early").write_text("")
+    init = started_init(**_AT_ONCE, mount="echo $OLDPWD $* >> mounts", rm="echo $OLDPWD $* > removed")
+    init.communicate(timeout=60)
+    usr = tmp_path / "machine/usr"
+    squashfs = tmp_path / "machine/kdump/usr.squashfs"
+    assert f"{usr} -t squashfs -o ro,loop {squashfs} /usr\n" in (tmp_path / "machine/mounts").read_text()
+    removed = (tmp_path / "machine/removed").read_text()
+    assert removed == f"{usr} -rf ./early {tmp_path}/machine/kdump/early\n"
 
 
 def test_driver_that_waits_for_ever_does_not_hold_up_the_reboot(
@@ -556,7 +630,7 @@ def test_who_counts_the_time_is_gone_when_systemd_is_there(
 def test_program_that_dracut_left_out_is_told(tree: Path, tmp_path: Path) -> None:
     (tree / "usr/bin/mount").unlink()
     with pytest.raises(ImageNotBuilt, match="bin/mount did not get into the image"):
-        pack.pack(tree, RELEASE, [], tmp_path / "image", tmp_path)
+        _pack(tree, tmp_path / "image", [])
 
 
 @pytest.mark.parametrize("how", ["no-mksquashfs", "split-usr"])
@@ -572,7 +646,7 @@ def test_without_squashfs_it_is_one_archive(
             shutil, "which", lambda name, **more: None if name == "mksquashfs" else real(name, **more)
         )
     image = tmp_path / "image"
-    packed = pack.pack(tree, RELEASE, [], image, tmp_path)
+    packed = _pack(tree, image, [])
     assert packed.packing == "cpio"
     data = subprocess.run(["gzip", "-dc", str(image)], capture_output=True, check=True).stdout
     out = _cpio(data, tmp_path / "out")
@@ -580,12 +654,13 @@ def test_without_squashfs_it_is_one_archive(
     assert done.returncode == 0
 
 
-def test_the_same_folder_is_the_same_image(tree: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lz4", [False, True])
+def test_the_same_folder_is_the_same_image(tree: Path, tmp_path: Path, lz4: bool) -> None:
     images = []
     for number in range(2):
         work = tmp_path / f"work{number}"
         work.mkdir()
-        pack.pack(tree, RELEASE, ["ext4"], work / "image", work)
+        _pack(tree, work / "image", lz4=lz4)
         images.append((work / "image").read_bytes())
         os.utime(tree / "usr/lib/large", (number, number))
     assert images[0] == images[1]

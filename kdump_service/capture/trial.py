@@ -2,7 +2,7 @@
 """Entry of the verb ``capture-trial``: a whole capture of a vmcore in a folder, without a crash.
 
 A capture image is built and proven by it: it tells which files a capture loads, so that these and no others
-go into the image; and what it saves from inside the image must be, byte for byte, what it saves outside.
+go into the image; and what it saves from inside the image must be what it saves outside.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ _LOADED_BY_THE_VERB = (
 def run_capture_trial(root: Path) -> int:
     """Capture ``proc/vmcore`` below ``root`` in each form, into folders below ``root``.
 
-    Prints one line of JSON: ``captures``, by form: the record's state, its problems, and the SHA-256 of each
-    file but the record; ``files``: each file that the interpreter has loaded. Exit code 0 if all captures
-    are complete and went without a problem: where the engine cannot be loaded, a plain copy is complete, too.
+    Prints one line of JSON: ``captures``, by form: the record's state, its problems, and the SHA-256 of what
+    each file but the record holds; ``files``: each file that the interpreter has loaded. Exit code 0 if all
+    captures are complete and went without a problem: where the engine cannot be loaded, a plain copy is
+    complete, too.
     """
     logging.getLogger("kdump_service").addHandler(logging.NullHandler())
     captures = {f"{form}-{codec}": _capture(root, form, codec) for form, codec in FORMS}
@@ -68,10 +69,21 @@ def _capture(root: Path, form: str, codec: str) -> dict[str, Any]:
     digests = {}
     for path in sorted((root / target.lstrip("/") / record.name).iterdir()):
         if path.name != "record.json":
-            with open(path, "rb") as file:
-                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[path.name] = _digest(path, record.format)
     problems = [f"{problem.stage}: {problem.message}" for problem in record.problems]
     return {"state": record.state, "problems": problems, "files": digests}
+
+
+def _digest(path: Path, form: str) -> str:
+    """Of what a file holds. A page has several right encodings, and which one ISA-L takes differed in 2 of
+    100 trials (measured, isal 1.9.1)."""
+    if form == "kdump" and path.name == "vmcore":
+        # Loaded by now: the engine has verified the file by it.
+        from kdump_service.engine.verify import digest_of_pages  # noqa: PLC0415
+
+        return digest_of_pages(path)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _loaded_files() -> set[str]:

@@ -79,7 +79,7 @@ class KdumpFile:
     @property
     def data_offset(self) -> int:
         """Where the page descriptors end, and pages begin."""
-        return self._descriptors_offset + self.page_count * PAGE_DESCRIPTOR.itemsize
+        return self.descriptors_offset + self.page_count * PAGE_DESCRIPTOR.itemsize
 
     def existing(self, chunk: int) -> BoolArray:
         """See PageSource: bitmap 1."""
@@ -94,7 +94,7 @@ class KdumpFile:
 
     def descriptors(self, first: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.void]]:
         """Page descriptors by their number. Raises BadVmcore where the file ends."""
-        offset = self._descriptors_offset + first * PAGE_DESCRIPTOR.itemsize
+        offset = self.descriptors_offset + first * PAGE_DESCRIPTOR.itemsize
         data = self._file.read(offset, count * PAGE_DESCRIPTOR.itemsize)
         if len(data) < count * PAGE_DESCRIPTOR.itemsize:
             raise BadVmcore(f"ends within the page descriptors at offset {offset + len(data):#x}")
@@ -200,13 +200,13 @@ class KdumpFile:
             raise BadVmcore(
                 f"{self.header.bitmap_blocks} blocks of bitmaps are too few for {self.end_pfn} frames"
             )
-        self._descriptors_offset = self._bitmaps_offset + bitmap_bytes
+        self.descriptors_offset = self._bitmaps_offset + bitmap_bytes
         # What is read below are bitmaps that are there; those that a header alone claims may be of any size.
         there = min(self.size_bytes, self._file.stored_bytes)
-        if self._descriptors_offset > there:
+        if self.descriptors_offset > there:
             raise BadVmcore(
                 f"ends after {there:#x} bytes, within the bitmaps, which reach to "
-                f"{self._descriptors_offset:#x}"
+                f"{self.descriptors_offset:#x}"
             )
         counts = [
             int(np.count_nonzero(self._bits(self._bitmaps_offset + self._one_bitmap_bytes, chunk)))

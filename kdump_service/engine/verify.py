@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +14,12 @@ from kdump_service.dumpfile.kdump_format import PAGE_DESCRIPTOR
 from kdump_service.dumpfile.kdump_reader import KdumpFile
 from kdump_service.dumpfile.open_image import OpenedImage
 from kdump_service.errors import BadVmcore, VerificationFailed
-from kdump_service.pfn import CHUNK_PAGES, PfnBitmap, runs_of
+from kdump_service.pfn import CHUNK_PAGES, PfnBitmap, chunks_of, runs_of
 from kdump_service.vmcore.page_source import PageSource
 
-__all__ = ["SAMPLE_PAGES", "check_descriptors", "sampled_runs", "verify_dump", "verify_pages"]
+__all__ = [
+    "SAMPLE_PAGES", "check_descriptors", "digest_of_pages", "sampled_runs", "verify_dump", "verify_pages",
+]  # fmt: skip
 
 SAMPLE_PAGES = 1024
 """Pages that are compared where not all are asked for: enough to see a fault that hits one in 200 pages with
@@ -171,3 +175,17 @@ def check_descriptors(dump: KdumpFile, *, lost_pages: int) -> None:
             )
     if lost > lost_pages:
         raise VerificationFailed(f"{lost} pages have no data, though only {lost_pages} could not be read")
+
+
+def digest_of_pages(path: Path) -> str:
+    """SHA-256, hexadecimal, of all that stands before the page descriptors of a kdump-compressed file, and of
+    its pages, unpacked: the same however they are compressed. Raises OSError or BadVmcore."""
+    with open(path, "rb") as file, KdumpFile(path) as dump:
+        digest = hashlib.sha256(file.read(dump.descriptors_offset))
+        page = memoryview(bytearray(dump.page_bytes))
+        for chunk in range(chunks_of(dump.end_pfn)):
+            for first, count in runs_of(dump.present(chunk), chunk * CHUNK_PAGES).tolist():
+                for pfn in range(first, first + count):
+                    dump.read_pages(pfn, 1, page)
+                    digest.update(page)
+    return digest.hexdigest()

@@ -185,7 +185,7 @@ def _shell(cache: Cache, boot_loader: BootLoader, tree: Tree) -> Path:
         with machine:
             machine.wait_for_boot()
             for command in recipe.commands:
-                machine.run(command, timeout_sec=120)
+                machine.run(command)
             machine.poweroff()
         # Kernel and initrd come along; they are what the tree has anyway.
         take_folder(machine.image, "/boot", folder, offset=recipe.root_offset)

@@ -55,7 +55,7 @@ def crash(machine: Machine) -> float:
     asked = machine.crash("sysrq")
     panicked = 0.0
     for pattern in STEPS_OF_THE_CRASH:
-        line = machine.wait_for_console(pattern, since=asked, timeout_sec=180)
+        line = machine.wait_for_console(pattern, since=asked)
         panicked = panicked or line.at
         say(f"    {line.at - panicked:5.1f} s  {line.text.strip()[:150]}")
     return panicked

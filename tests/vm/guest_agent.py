@@ -74,12 +74,18 @@ def run(request: Request) -> Answer:
 
 
 def until(request: Request) -> Answer:
-    """Run `command` again and again until it succeeds; status None if it never did in time."""
+    """Run `command` again and again until it succeeds; status None if it never did in time.
+
+    Some commands are seconds of work here, which would be taken from what is waited for: they rest thrice as
+    long as they took.
+    """
     deadline = time.monotonic() + request["timeout_sec"]
     while True:
-        status, out, err = _shell(request["command"], max(1.0, deadline - time.monotonic()))
+        began = time.monotonic()
+        status, out, err = _shell(request["command"], max(1.0, deadline - began))
         if status != 0 and time.monotonic() < deadline:
-            time.sleep(POLL_SEC)
+            now = time.monotonic()
+            time.sleep(min(max(POLL_SEC, 3 * (now - began)), max(deadline - now, 0)))
             continue
         texts = {"stdout": out.decode(errors="replace"), "stderr": err.decode(errors="replace")}
         return {"status": 0 if status == 0 else None, **texts}

@@ -37,7 +37,7 @@ def reserve_and_crash(machine: Machine, boot_loader: BootLoader) -> None:
     assert (said["State"], said["Reason"]) == ("not-armed", "no-reservation")
     assert files_that_reserve(machine, boot_loader) == []
 
-    machine.run(f"kdumpctl reserve {SIZE}", timeout_sec=120)
+    machine.run(f"kdumpctl reserve {SIZE}")
     assert files_that_reserve(machine, boot_loader) != []
     armed = machine.reboot()
     machine.wait_until_armed()
@@ -52,11 +52,11 @@ def reserve_and_crash(machine: Machine, boot_loader: BootLoader) -> None:
     # Back through the boot loader, and ready for the next crash.
     machine.wait_until_armed()
 
-    machine.run("kdumpctl reserve --revert", timeout_sec=120)
+    machine.run("kdumpctl reserve --revert")
     assert files_that_reserve(machine, boot_loader) == []
 
 
-@pytest.mark.parametrize("boot_loader", ["grub-bios", "systemd-boot"])
+@pytest.mark.parametrize("boot_loader", ["grub-bios", pytest.param("systemd-boot", marks=pytest.mark.slow)])
 def test_reserve_and_crash(machine_factory: MachineFactory, boot_loader: BootLoader) -> None:
     with machine_factory(boot_loader=boot_loader) as machine:
         reserve_and_crash(machine, boot_loader)
@@ -72,11 +72,12 @@ def kernel_install_has_the_image_built(machine: Machine) -> None:
     # What systemctl show says is forgotten as soon as the unit has ended.
     built = "journalctl -b --no-pager -o cat -u 'kdump-build-image@*' | grep -c 'capture image is current'"
     earlier = machine.run(built, check=False).stdout.strip()
-    machine.run(f"kernel-install add {release} /boot/vmlinuz-{release}", timeout_sec=120)
+    machine.run(f"kernel-install add {release} /boot/vmlinuz-{release}")
     machine.wait_until(f'test "$({built})" -gt {earlier}')
     assert machine.run("grep -l crashkernel= /boot/efi/loader/entries/*", check=False).status == 1
 
 
+@pytest.mark.slow
 def test_secure_boot(machine_factory: MachineFactory) -> None:
     """Debian's generic kernel, signed by Debian, which locks itself down."""
     with machine_factory(boot_loader="secure-boot") as machine:

@@ -3,6 +3,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from .conftest import MachineFactory, OpenDumpOf
 from .machine import PLANTED_COMMAND
 
@@ -79,6 +81,7 @@ def test_null_dereference(machine_factory: MachineFactory, open_dump: OpenDumpOf
     assert (gdb.release, gdb.threads) == (first.release, 2)
 
 
+@pytest.mark.slow
 def test_nmi(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
     with machine_factory() as machine:
         machine.wait_for_boot()
@@ -125,6 +128,7 @@ def test_busy_and_lz4(machine_factory: MachineFactory, open_dump: OpenDumpOf) ->
     assert "__crash_kexec" in opened.gdb().crashed_frames
 
 
+@pytest.mark.slow
 def test_two_in_a_row(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
     with machine_factory() as machine:
         for crashes in (1, 2):

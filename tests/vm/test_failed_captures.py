@@ -18,9 +18,10 @@ ROOT = b"/dev/vda / ext4 errors=remount-ro 0 1\n"
 def machine_factory(machine_factory: MachineFactory) -> MachineFactory:
     """Machines whose capture boot mounts production's root: what the small image does is in
     test_capture_image."""
-    return functools.partial(machine_factory, environment="rootfs")
+    return functools.partial(machine_factory, environment="rootfs", cpus=1)
 
 
+@pytest.mark.slow
 def test_target_has_room_for_the_kernel_only(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
     everything = b"[Dump]\nContents=everything\nCompression=none\n"
     with machine_factory(files={CONFIG: everything}) as machine:
@@ -52,6 +53,7 @@ def test_target_full(machine_factory: MachineFactory) -> None:
         assert dump.record["panic_message"] == "Kernel panic - not syncing: sysrq triggered crash"
 
 
+@pytest.mark.slow
 def test_target_read_only(machine_factory: MachineFactory) -> None:
     files = {"/etc/fstab": ROOT + b"/var/crash /var/crash none bind,ro 0 0\n", "/var/crash/keep": b""}
     with machine_factory(files=files) as machine:
@@ -69,7 +71,7 @@ def test_target_read_only(machine_factory: MachineFactory) -> None:
         assert "target-unusable" in [problem["reason"] for problem in dump.record["problems"]]
 
 
-@pytest.mark.parametrize("blow", ["kill", "panic"])
+@pytest.mark.parametrize("blow", ["kill", pytest.param("panic", marks=pytest.mark.slow)])
 def test_cut_off_half_way(machine_factory: MachineFactory, blow: str) -> None:
     """The capture process is killed, or the capture kernel panics itself, while the image is written."""
     with machine_factory(agent_in_capture=True, files={CONFIG: SLOW}) as machine:
@@ -77,7 +79,7 @@ def test_cut_off_half_way(machine_factory: MachineFactory, blow: str) -> None:
         machine.wait_until_armed()
         machine.crash("sysrq")
         machine.wait_for_boot("capture")
-        machine.wait_until("test $(du -sm /var/crash | cut -f1) -ge 16", timeout_sec=90)
+        machine.wait_until("test $(du -sm /var/crash | cut -f1) -ge 16")
         if blow == "kill":
             machine.spawn("systemctl kill --signal=KILL kdump-capture.service")
         else:

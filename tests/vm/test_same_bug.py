@@ -4,6 +4,8 @@
 import json
 from typing import Any
 
+import pytest
+
 from .conftest import MachineFactory
 from .machine import Machine
 
@@ -23,8 +25,9 @@ def entries(machine: Machine, message_id: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in machine.wait_until(command).stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_two_crashes_of_one_bug_and_one_of_another(machine_factory: MachineFactory) -> None:
-    with machine_factory() as machine:
+    with machine_factory(cpus=1) as machine:
         machine.wait_for_boot()
         told = []
         for how in ("null_dereference", "sysrq", "null_dereference"):
@@ -75,7 +78,7 @@ def test_two_crashes_of_one_bug_and_one_of_another(machine_factory: MachineFacto
 
 def test_crash_on_request(machine_factory: MachineFactory) -> None:
     """kdumpctl test: proof that this kernel, image and target carry a dump, until one of them changes."""
-    with machine_factory() as machine:
+    with machine_factory(cpus=1) as machine:
         machine.wait_for_boot()
         machine.wait_until_armed()
         assert json.loads(machine.run("kdumpctl status --json").stdout)["ProvenLevel"] == "unproven"

@@ -18,7 +18,7 @@ DROP_IN = "/etc/kdump-service.conf.d/test.conf"
 @pytest.fixture(scope="module")
 def armed(lab_base: Lab) -> Iterator[Machine]:
     """A machine that is up and armed; every case leaves it so."""
-    with lab_base.machine() as machine:
+    with lab_base.machine(cpus=1) as machine:
         machine.wait_for_boot()
         machine.wait_until_armed()
         yield machine
@@ -138,7 +138,7 @@ def test_refused_kernel_brings_the_previous_one_back(armed: Machine) -> None:
 def test_not_armed_but_up(
     machine_factory: MachineFactory, crashkernel: str | None, command_line: str, reason: str, advice: str
 ) -> None:
-    with machine_factory(crashkernel=crashkernel, command_line=command_line) as machine:
+    with machine_factory(cpus=1, crashkernel=crashkernel, command_line=command_line) as machine:
         machine.wait_for_boot()
         machine.wait_until("systemctl is-active kdump.service")
         said = status(machine)

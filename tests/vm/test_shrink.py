@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Shrink=yes with a real kernel: production gets what captures do not need, and they do not need it."""
 
+import pytest
+
 from .conftest import MachineFactory
 from .machine import Machine
 
@@ -11,7 +13,7 @@ RESERVATION_SHRUNK = "f3db6b037e3747b6af0d087716b5ac0d"
 
 def shrunk_bytes(machine: Machine) -> int:
     """What is left reserved, when this boot has given back the rest and is armed again."""
-    machine.wait_until(f"test $(cat {SIZE}) -lt {AT_BOOT}", timeout_sec=120)
+    machine.wait_until(f"test $(cat {SIZE}) -lt {AT_BOOT}")
     machine.wait_until_armed()
     command = f"journalctl -b -u kdump.service MESSAGE_ID={RESERVATION_SHRUNK} -o cat --no-pager | grep ."
     [entry] = machine.wait_until(command).stdout.splitlines()
@@ -19,8 +21,9 @@ def shrunk_bytes(machine: Machine) -> int:
     return int(machine.run(f"cat {SIZE}").stdout)
 
 
+@pytest.mark.slow
 def test_a_crash_is_captured_in_what_is_left(machine_factory: MachineFactory) -> None:
-    with machine_factory(crashkernel="256M") as machine:
+    with machine_factory(cpus=1, crashkernel="256M") as machine:
         machine.wait_for_boot()
         machine.wait_until_armed()
         # Nothing was measured yet, so nothing is given back.

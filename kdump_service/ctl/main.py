@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except KdumpError as error:
         print(f"kdumpctl: {error.explanation()}", file=sys.stderr)
+        _flush_or_drop_output()
         return error.exit_code
     except BrokenPipeError:
         # Nobody reads any more, as after "| head".
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"kdumpctl: {failed}", file=sys.stderr)
         return failed.exit_code
     except KeyboardInterrupt:
+        _flush_or_drop_output()
         return INTERRUPTED_EXIT_CODE
 
 
@@ -86,6 +88,14 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _flush_or_drop_output() -> None:
+    """What was said before an error is still said, if it can be: standard output may be what failed."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
 
 
 def _drop_output() -> None:

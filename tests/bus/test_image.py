@@ -16,6 +16,8 @@ from tests.builders.machine_disks import put_image, small_image_machine
 from tests.builders.machine_root import RELEASE, MachineRoot
 from tests.bus.conftest import Monitor, PrivateBus, RunningDaemon
 
+pytestmark = pytest.mark.usefixtures("polkit")
+
 CHANGES = "type='signal',interface='org.freedesktop.DBus.Properties'"
 
 

@@ -138,6 +138,7 @@ def test_what_cannot_be_put_to_use_changes_nothing(
     assert (daemon.read("State"), daemon.read("Reason")) == ("armed", "")
 
 
+@pytest.mark.usefixtures("polkit")
 def test_a_load_that_fails_is_undone_in_file_and_kernel(bus: PrivateBus, machine: MachineRoot) -> None:
     daemon = RunningDaemon(bus, machine, "stopped", "0", "99")  # EADDRNOTAVAIL at the second load
     before = daemon.read("CommandLine")
@@ -161,6 +162,7 @@ def test_a_file_that_counts_more_is_named(daemon: RunningDaemon, machine: Machin
     assert daemon.set("Target", "s", "/site").returncode == 0  # the same value is in force, whoever says so
 
 
+@pytest.mark.usefixtures("polkit")
 def test_where_the_machine_cannot_be_armed_settings_stay(bus: PrivateBus, tmp_path: Path) -> None:
     machine = MachineRoot(tmp_path / "unreserved", crash_size=0)
     daemon = RunningDaemon(bus, machine, "signal")

@@ -69,15 +69,15 @@ def _capture(root: Path, form: str, codec: str) -> dict[str, Any]:
     digests = {}
     for path in sorted((root / target.lstrip("/") / record.name).iterdir()):
         if path.name != "record.json":
-            digests[path.name] = _digest(path, record.format)
+            digests[path.name] = _digest(path, record.compression)
     problems = [f"{problem.stage}: {problem.message}" for problem in record.problems]
     return {"state": record.state, "problems": problems, "files": digests}
 
 
-def _digest(path: Path, form: str) -> str:
+def _digest(path: Path, codec: str) -> str:
     """Of what a file holds. A page has several right encodings, and which one ISA-L takes differed in 2 of
     100 trials (measured, isal 1.9.1)."""
-    if form == "kdump" and path.name == "vmcore":
+    if codec == "zlib" and path.name == "vmcore":
         # Loaded by now: the engine has verified the file by it.
         from kdump_service.engine.verify import digest_of_pages  # noqa: PLC0415
 

@@ -124,6 +124,7 @@ def _is_waiting(machine: MachineRoot, caplog: pytest.LogCaptureFixture) -> bool:
     deadline = time.monotonic() + 30
     while "waiting for its end" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert "waiting for its end" in caplog.text
     return (machine.path / FOLDER / "build-of-the-other/file").exists()
 
 

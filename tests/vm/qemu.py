@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""QEMU's command line: the board, the firmware, the disk and the lines out of the machine."""
+
+from pathlib import Path
+
+from .disk import Firmware
+from .guest_agent import PORT_NAME
+
+__all__ = ["OVMF", "UEFI_FLASH", "firmware_arguments", "qemu_command"]
+
+# Debian's package ovmf. Its build with Secure Boot keeps the variables behind System Management Mode, which
+# the flash and the chipset must then honour; of sleeping, which that build does not defend, it must know
+# nothing. The .ms variables hold Microsoft's keys, with which Debian's shim is signed.
+OVMF = Path("/usr/share/OVMF")
+UEFI_FLASH: dict[Firmware, tuple[str, str]] = {
+    "uefi": ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"),
+    "secure-boot": ("OVMF_CODE_4M.ms.fd", "OVMF_VARS_4M.ms.fd"),
+}
+
+
+def firmware_arguments(firmware: Firmware, variables: Path) -> list[str]:
+    """QEMU's board for this firmware, whose variables are in the file `variables`."""
+    if firmware not in UEFI_FLASH:
+        return []  # SeaBIOS on the default board
+    code, _ = UEFI_FLASH[firmware]
+    secure = firmware == "secure-boot"
+    return [
+        *("-machine", f"q35,smm={'on' if secure else 'off'}"),
+        *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={OVMF / code}"),
+        *("-drive", f"if=pflash,unit=1,format=raw,file={variables}"),
+        *(("-global", "driver=cfi.pflash01,property=secure,value=on") if secure else ()),
+        *(("-global", "ICH9-LPC.disable_s3=1") if secure else ()),
+    ]
+
+
+def qemu_command(cpus: int, memory_mib: int, image: Path, side_fd: int, qmp_fd: int) -> list[str]:
+    """QEMU with one disk, a serial console on its standard output, and two sockets that it inherits.
+
+    Emulation and not KVM: virtualization inside a virtual machine is not to be had everywhere. Without
+    -no-reboot: the machine that comes back from the capture is the same process.
+    """
+    return [
+        # A test run that is killed takes its machines with it.
+        *("setpriv", "--pdeathsig", "KILL"),
+        "qemu-system-x86_64",
+        *("-accel", "tcg,thread=multi", "-smp", str(cpus), "-m", str(memory_mib)),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-name", "kdump-test"),
+        *("-drive", f"if=none,id=root,format=raw,cache=unsafe,file={image}"),
+        *("-device", "virtio-blk-pci,drive=root"),
+        *("-device", "virtio-rng-pci"),
+        *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+        *("-chardev", f"socket,id=side,fd={side_fd}", "-device", "virtio-serial-pci"),
+        *("-device", f"virtserialport,chardev=side,name={PORT_NAME}"),
+        *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
+    ]

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.vm.disk import copy_image, run_tool, take_folder
+from tests.vm.disk import copy_image, take_folder
+from tests.vm.tool import run_tool
 
 __all__ = ["FSTAB", "SETTINGS", "TargetDisk", "WriteWatch", "allowance"]
 

@@ -24,11 +24,11 @@ from .disk import (
     copy_image,
     make_file_system,
     make_root,
-    run_tool,
     stage,
     take_folder,
 )
 from .machine import Machine
+from .tool import run_tool
 from .tree import CLOUD_KERNEL, SUITE, Tree, base_tree
 
 __all__ = ["BootLoader", "boot_loader_disk"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from .cache import Cache, digest, digest_tree, slow_step
+from .tool import run_tool
 from .tree import Tree
 
 __all__ = [
@@ -29,10 +30,11 @@ __all__ = [
     "copy_image",
     "extract",
     "install_with_make",
+    "list_folder",
     "make_file_system",
     "make_root",
     "project_disk",
-    "run_tool",
+    "read_file",
     "stage",
     "take_folder",
     "write_files",
@@ -123,22 +125,6 @@ class Stage:
 
     root: Path
     key: str
-
-
-def run_tool(*command: str | Path, text: str = "") -> str:
-    """Run a program with `text` on its standard input; what it said, if it fails in a RuntimeError."""
-    done = subprocess.run(
-        command,
-        check=False,
-        input=text,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if done.returncode != 0:
-        shown = " ".join(str(word) for word in command)
-        raise RuntimeError(f"{shown}: status {done.returncode}\n{done.stdout}")
-    return done.stdout
 
 
 def install_with_make(repo: Path) -> Install:
@@ -288,6 +274,27 @@ def extract(image: Path, guest_path: str, host_path: Path, *, offset: int = 0) -
     if not host_path.exists():
         raise FileNotFoundError(f"{guest_path} in {image}: {said}")
     run_tool("fallocate", "--dig-holes", host_path)
+
+
+def read_file(image: Path, guest_path: str, *, offset: int = 0) -> bytes:
+    """The content of a file in the image of a machine that is off."""
+    with tempfile.TemporaryDirectory(prefix="kdump-read-") as folder:
+        copy = Path(folder) / "copy"
+        extract(image, guest_path, copy, offset=offset)
+        return copy.read_bytes()
+
+
+def list_folder(image: Path, guest_path: str, *, offset: int = 0) -> dict[str, int]:
+    """What lies in a folder in the image of a machine that is off: name -> size in bytes, 0 for folders.
+
+    Nothing, if there is no such folder.
+    """
+    file_system = _file_system(image, offset)
+    _replay_journal(file_system)
+    # /<inode>/<mode>/<user>/<group>/<name>/<size, but of a folder>/ (debugfs(8), ls -p)
+    rows = (line.split("/") for line in _debugfs(file_system, f'ls -p "{guest_path}"').splitlines())
+    entries = {row[5]: int(row[6] or 0) for row in rows if len(row) == 8}
+    return {name: size for name, size in entries.items() if name not in (".", "..")}
 
 
 def take_folder(image: Path, guest_path: str, host_folder: Path, *, offset: int = 0) -> None:

@@ -13,6 +13,7 @@ from typing import Unpack
 
 import lz4.frame
 
+from .apt import ROLLING
 from .boot_disk import BootLoader, boot_loader_disk
 from .cache import Cache, slow_step
 from .debuggers import OpenDump
@@ -21,7 +22,7 @@ from .events import GuestDump
 from .machine import Machine, MachineOptions
 from .makedumpfile import Makedumpfile
 from .symbols import kernel_module, vmlinux
-from .tree import ROLLING, SUITE, Tree, base_tree
+from .tree import SUITE, Tree, base_tree
 
 __all__ = ["Lab", "crash_command"]
 

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What belongs to exactly a tree's kernel: its vmlinux with debugging information, and modules for it."""
 
+import fnmatch
+import shutil
 import subprocess
+import tarfile
 import tempfile
 from pathlib import Path
 
+from .apt import apt_get, download
 from .cache import Cache, digest, digest_tree
-from .tree import Tree, mmdebstrap
+from .tool import run_tool
+from .tree import Tree
 
 __all__ = ["MODULES", "kernel_module", "vmlinux"]
 
@@ -19,20 +24,15 @@ def vmlinux(cache: Cache, tree: Tree) -> Path:
 
     def build(folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="kdump-dbg-", dir=cache.folder) as temporary:
-            # An empty tree of that suite serves as the apt that knows its packages. The machine's own may be
-            # another's.
-            download = (
-                f"cd {temporary} && APT_CONFIG=$MMDEBSTRAP_APT_CONFIG"
-                f" apt-get -qq -o APT::Sandbox::User=root download {package}={tree.version}"
-            )
             try:
-                mmdebstrap(tree.suite, None, ["--variant=custom", f"--customize-hook={download}"])
+                [package_file] = download(
+                    tree.root, tree.lists, [f"{package}={tree.version}"], Path(temporary)
+                )
             except RuntimeError as error:
                 raise RuntimeError(
                     f"{package} {tree.version} cannot be had; if the mirror has a newer kernel by now, "
                     f"remove {tree.root.parent} to have the tree made anew"
                 ) from error
-            package_file = next(Path(temporary).glob("*.deb"))
             _unpack(package_file, "./usr/lib/debug/*vmlinux*", folder / "vmlinux")
 
     key = digest(tree.release, tree.version)
@@ -45,15 +45,18 @@ def _unpack(package: Path, pattern: str, target: Path) -> None:
     Unpacking the whole would write four times as much. Debian 13 has vmlinux in boot/, and a link to it below
     lib/modules/; in 7.2 it is the other way round.
     """
-    with (
-        target.open("wb") as output,
-        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as data,
-    ):
-        subprocess.run(["tar", "-xO", "--wildcards", pattern], check=True, stdin=data.stdout, stdout=output)
-    if data.returncode != 0:
-        raise RuntimeError(f"dpkg-deb --fsys-tarfile {package}: status {data.returncode}")
-    if not target.stat().st_size:
-        raise RuntimeError(f"{package} holds no file like {pattern}, but links only")
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as data:
+        assert data.stdout is not None
+        with tarfile.open(fileobj=data.stdout, mode="r|") as archive:
+            for member in archive:
+                content = archive.extractfile(member) if member.isfile() else None
+                if content and fnmatch.fnmatch(member.name, pattern):
+                    with target.open("wb") as output:
+                        shutil.copyfileobj(content, output, 1 << 20)
+                    # What comes behind it is nine tenths of the package, and need not be unpacked.
+                    data.kill()
+                    return
+    raise RuntimeError(f"{package} holds no file like {pattern}")
 
 
 def kernel_module(cache: Cache, tree: Tree, name: str) -> Path:
@@ -61,20 +64,15 @@ def kernel_module(cache: Cache, tree: Tree, name: str) -> Path:
     source = MODULES / name
 
     def build(folder: Path) -> None:
-        # In a throw-away tree of the same suite: its compiler is the kernel's, whatever the machine has.
+        # In a throw-away copy of the tree: its suite's compiler is the kernel's, whatever the machine has.
+        root = folder / "root"
+        run_tool("cp", "-a", tree.root, root)
         headers = f"linux-headers-{tree.release}"
-        make = f"make -C /usr/src/{headers} M=/module modules"
-        mmdebstrap(
-            tree.suite,
-            None,
-            [
-                "--variant=minbase",
-                f"--include=make,{headers}",
-                f'--customize-hook=cp -r {source} "$1/module"',
-                f'--customize-hook=chroot "$1" {make}',
-                f'--customize-hook=cp "$1/module/{name}.ko" {folder}',
-            ],
-        )
+        apt_get(root, tree.lists, "install", "make", f"{headers}={tree.version}")
+        shutil.copytree(source, root / "module")
+        run_tool("chroot", root, "make", "-C", f"/usr/src/{headers}", "M=/module", "modules")
+        shutil.copy(root / f"module/{name}.ko", folder)
+        shutil.rmtree(root)
 
     key = digest(tree.key, tree.release, digest_tree(source))
     entry = cache.entry("module", key, build, doing=f"module {name} for {tree.release}")

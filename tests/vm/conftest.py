@@ -21,6 +21,7 @@ from .debuggers import OpenDump
 from .events import GuestDump, MachineLost
 from .lab import Lab
 from .machine import Machine, MachineOptions
+from .snapshot import RestoredMachine, RestoredOptions
 from .tree import SUITE
 
 REPO = Path(__file__).parents[2]
@@ -48,6 +49,12 @@ class MachineFactory(Protocol):
     def __call__(
         self, *, boot_loader: BootLoader | None = None, **options: Unpack[MachineOptions]
     ) -> Machine: ...
+
+
+class RestoredFactory(Protocol):
+    """What a case makes machines with that were booted before: `Lab.restored`."""
+
+    def __call__(self, **options: Unpack[RestoredOptions]) -> RestoredMachine: ...
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -104,6 +111,12 @@ def lab(lab_base: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
 def machine_factory(lab: Lab) -> MachineFactory:
     """`with machine_factory(memory_mib=…, crashkernel=…) as machine:`; see `Lab.machine`."""
     return lab.machine
+
+
+@pytest.fixture
+def restored(lab: Lab) -> RestoredFactory:
+    """`with restored(files=…) as machine:` is up and armed at once; see `Lab.restored`."""
+    return lab.restored
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from .disk import Disk, Install, install_with_make, project_disk
 from .events import GuestDump
 from .machine import Machine, MachineOptions
 from .makedumpfile import Makedumpfile
+from .snapshot import RestoredMachine, RestoredOptions, Snapshot, armed_snapshot
 from .symbols import kernel_module, vmlinux
 from .tree import SUITE, Tree, base_tree
 
@@ -88,13 +89,28 @@ class Lab:
         self.machines.append(machine)
         return machine
 
+    @functools.cached_property
+    def snapshot(self) -> Snapshot:
+        """The usual machine, armed."""
+        return armed_snapshot(self.cache, self.disk)
+
+    def restored(self, **options: Unpack[RestoredOptions]) -> RestoredMachine:
+        """A machine that was booted and armed before; `with` has it go on from there. See `snapshot` for what
+        it is not good for."""
+        work = self.work / f"machine{next(self._numbers)}"
+        module = functools.partial(kernel_module, self.cache, self.disk.tree)
+        machine = RestoredMachine(self.snapshot, work, module, **options)
+        self.machines.append(machine)
+        return machine
+
     def open_dump(self, machine: Machine, dump: GuestDump) -> OpenDump:
-        """Take the dump's image out of the machine, which is switched off for it."""
+        """Take the dump's image out of the machine, whose plug is pulled for it."""
         name = next((name for name in IMAGES if name in dump.files), None)
         if name is None:
             raise AssertionError(f"{dump.path} holds no image, only {sorted(dump.files)}")
         if machine.running:
-            machine.poweroff()
+            machine.run("sync")
+            machine.stop()
         with slow_step(f"take {name} ({dump.files[name] >> 20} MiB) out of the machine"):
             image = machine.extract(f"{dump.path}/{name}", machine.work / f"{Path(dump.path).name}.{name}")
             if ".lz4" in name:

@@ -22,11 +22,29 @@ from typing import Literal, Self, TypedDict, TypeVar, Unpack
 
 from .cache import say
 from .channel import Console, ConsoleLine, JsonLines, Message
-from .disk import AGENT_IN_CAPTURE, HOME, WORDS, Disk, copy_image, extract, write_files
+from .disk import (
+    AGENT_IN_CAPTURE,
+    HOME,
+    WORDS,
+    Disk,
+    copy_image,
+    extract,
+    list_folder,
+    read_file,
+    write_files,
+)
 from .events import Boot, CommandFailed, Completed, GuestDump, MachineLost, Mode, QmpEvent, UnexpectedBoot
-from .qemu import OVMF, UEFI_FLASH, firmware_arguments, qemu_command
+from .qemu import OVMF, UEFI_FLASH, Memory, firmware_arguments, machine_arguments, wires
 
-__all__ = ["PLANTED_COMMAND", "CommandFailed", "Machine", "MachineLost", "MachineOptions", "UnexpectedBoot"]
+__all__ = [
+    "PLANTED_COMMAND",
+    "CommandFailed",
+    "Crash",
+    "Machine",
+    "MachineLost",
+    "MachineOptions",
+    "UnexpectedBoot",
+]
 
 Crash = Literal["sysrq", "null_dereference", "nmi"]
 T = TypeVar("T")
@@ -35,6 +53,7 @@ PLANTED_COMMAND = "kdump-victim"
 """Name of the task that crashes the kernel, as ps shows it; an NMI hits whoever runs."""
 
 ENVIRONMENT_FILE = "/etc/kdump-service.conf.d/00-environment.conf"
+ROOTFS = b"[Image]\nEnvironment=rootfs\n"
 CHUNK = 256 << 10  # bytes of a file per message
 BOOT_SEC = 600.0  # twenty times what a boot takes under emulation on two idle cores; others may be at work
 WAIT_SEC = 360.0
@@ -85,9 +104,12 @@ class Machine:
         disk: Disk,
         work: Path,
         module: Callable[[str], Path] | None = None,
+        *,
+        memory: Memory | None = None,
         **options: Unpack[MachineOptions],
     ) -> None:
-        """`module` answers with the kernel module of this name in tests/vm/modules."""
+        """`module` answers with the kernel module of this name in tests/vm/modules; `memory` in a file is for
+        snapshots."""
         self.disk = disk
         self.work = work
         self.image = work / "disk.img"
@@ -95,6 +117,8 @@ class Machine:
         self._variables = work / "variables.fd"
         self.memory_mib = options.get("memory_mib", 1024)
         self.cpus = options.get("cpus", 2)
+        self._memory = memory
+        self._incoming: list[str] = []  # QEMU's arguments to wait for a snapshot
         self.boots: list[Boot] = []
         self.events: list[QmpEvent] = []
         self.crashed_by: Crash | None = None
@@ -106,7 +130,7 @@ class Machine:
         self._agent_in_capture = options.get("agent_in_capture", False)
         # The agent is a unit of production's root.
         if options.get("environment", "rootfs" if self._agent_in_capture else "initramfs") == "rootfs":
-            self._files[ENVIRONMENT_FILE] = b"[Image]\nEnvironment=rootfs\n"
+            self._files[ENVIRONMENT_FILE] = ROOTFS
         if disk.firmware != "direct" and (given := DIRECT_OPTIONS & options.keys()):
             raise ValueError(f"the files of this disk's boot loader decide, not {', '.join(sorted(given))}=")
         crashkernel = options.get("crashkernel", "256M")
@@ -118,6 +142,7 @@ class Machine:
         self.command_line = " ".join([*words, options.get("command_line", "")]).strip()
         self._changed = threading.Condition()
         self._answers: dict[int, Message] = {}
+        self._qmp_answers: dict[int, Message] = {}
         self._ids = itertools.count(1)
         self._seen = 0  # how many of `boots` a wait has already answered with
         self._ending = False
@@ -153,11 +178,10 @@ class Machine:
         with side_theirs, qmp_theirs:
             self._qemu = subprocess.Popen(
                 [
-                    *qemu_command(
-                        self.cpus, self.memory_mib, self.image, side_theirs.fileno(), qmp_theirs.fileno()
-                    ),
-                    *self._starter(),
-                    *self._qemu_arguments,
+                    # A test run that is killed takes its machines with it.
+                    *("setpriv", "--pdeathsig", "KILL"),
+                    *self.qemu_words(self.image, side_theirs.fileno(), qmp_theirs.fileno()),
+                    *self._incoming,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -168,7 +192,16 @@ class Machine:
         self.console = Console(self._qemu.stdout, self.console_log, self._changed)
         self._side = JsonLines("side channel", side, self._changed, self._on_side)
         self._qmp = JsonLines("qmp", qmp, self._changed, self._on_qmp)
-        self._qmp.send({"execute": "qmp_capabilities"})
+        self.execute("qmp_capabilities")
+
+    def qemu_words(self, image: Path, side_fd: int, qmp_fd: int) -> list[str]:
+        """QEMU's command line."""
+        return [
+            *machine_arguments(self.cpus, self.memory_mib, self._memory),
+            *self._starter(),
+            *wires(image, side_fd, qmp_fd),
+            *self._qemu_arguments,
+        ]
 
     def _starter(self) -> list[str]:
         """The arguments by which the kernel gets started: at each reset again."""
@@ -205,6 +238,20 @@ class Machine:
         self._wait(lambda: None if self.running else True, timeout_sec, "the power-off", ending=True)
         self.stop()
 
+    def end_at_reset(self) -> None:
+        """Have the next reset end the machine: where a case looks at what a capture left, and not at the boot
+        after it."""
+        self.execute("set-action", reboot="shutdown")
+
+    def wait_until_off(self, *, since: float = 0, timeout_sec: float = WAIT_SEC) -> QmpEvent:
+        """Wait until the machine has switched itself off, or was reset after `end_at_reset`; answers with
+        QEMU's event, whose data tell which of both."""
+        self._ending = True
+        event = self.wait_for_event("SHUTDOWN", since=since, timeout_sec=timeout_sec)
+        self._wait(lambda: None if self.running else True, timeout_sec, "QEMU's end", ending=True)
+        self.stop()
+        return event
+
     # Talking to the guest
 
     def run(self, command: str, *, check: bool = True, timeout_sec: float = WAIT_SEC) -> Completed:
@@ -217,7 +264,10 @@ class Machine:
         return self._command("until", command, timeout_sec, check)
 
     def dumps(self, store: str = "/var/crash") -> list[GuestDump]:
-        """The dump folders in the running guest that have a record, oldest first."""
+        """The dump folders that have a record, oldest first: as the running guest sees them, or of a machine
+        that is off, on its disk."""
+        if not self.running:
+            return self._dumps_on_disk(store)
         listed = self.run(
             f"find {store} -mindepth 2 -maxdepth 2 -type f -printf '%h\\t%f\\t%s\\n'", check=False
         )
@@ -231,13 +281,30 @@ class Machine:
             if "record.json" in files
         ]
 
+    def listing(self, folder: str) -> dict[str, int]:
+        """What is in a folder on the disk of a machine that is off: name -> size in bytes, 0 of folders."""
+        if self.running:
+            raise RuntimeError("the machine still runs")
+        return list_folder(self.image, folder, offset=self.disk.root_offset)
+
+    def _dumps_on_disk(self, store: str) -> list[GuestDump]:
+        folders = {f"{store}/{name}": self.listing(f"{store}/{name}") for name in sorted(self.listing(store))}
+        return [
+            GuestDump(folder, json.loads(self.get(f"{folder}/record.json")), files)
+            for folder, files in folders.items()
+            if "record.json" in files
+        ]
+
     def _command(self, operation: str, command: str, timeout_sec: float, check: bool) -> Completed:
         answer = self._call({"op": operation, "command": command, "timeout_sec": timeout_sec}, timeout_sec)
         done = Completed(command, answer["status"], answer["stdout"], answer["stderr"])
         return done.check() if check else done
 
     def get(self, path: str) -> bytes:
-        """The content of a file in the running guest; for small files, since it takes some 0.1 s per MB."""
+        """The content of a file in the running guest, or on the disk of one that is off; for small files,
+        since it takes some 0.1 s per MB."""
+        if not self.running:
+            return read_file(self.image, path, offset=self.disk.root_offset)
         parts: list[bytes] = []
         offset = 0
         while True:
@@ -324,44 +391,73 @@ class Machine:
             at = time.monotonic()
             self.inject_nmi()
             return at
+        return self.crash_by(command)
+
+    def crash_by(self, command: str) -> float:
+        """Spawn a command of which the kernel panics; answers with the host time of asking for it."""
         at = time.monotonic()
         self.spawn(command)
         return at
 
     def inject_nmi(self) -> None:
         """Send a non-maskable interrupt to every CPU, as a management board would."""
-        self._qmp.send({"execute": "inject-nmi"})
+        self.execute("inject-nmi")
 
     def add_memory(self, mib: int) -> None:
         """Plug a memory module; QEMU's arguments must have slots and maxmem for it."""
-        backend = {"qom-type": "memory-backend-ram", "id": "plugged-memory", "size": mib << 20}
-        self._qmp.send({"execute": "object-add", "arguments": backend})
-        module = {"driver": "pc-dimm", "id": "plugged-module", "memdev": "plugged-memory"}
-        self._qmp.send({"execute": "device_add", "arguments": module})
+        self.execute("object-add", qom_type="memory-backend-ram", id="plugged-memory", size=mib << 20)
+        self.execute("device_add", driver="pc-dimm", id="plugged-module", memdev="plugged-memory")
 
     def add_processor(self, socket_id: int) -> None:
         """Plug a processor; QEMU's arguments must have maxcpus for it."""
-        processor = {
-            "driver": "qemu64-x86_64-cpu",
-            "id": "plugged-processor",
-            "socket-id": socket_id,
-            "core-id": 0,
-            "thread-id": 0,
-        }
-        self._qmp.send({"execute": "device_add", "arguments": processor})
+        self.execute(
+            "device_add",
+            driver="qemu64-x86_64-cpu",
+            id="plugged-processor",
+            socket_id=socket_id,
+            core_id=0,
+            thread_id=0,
+        )
+
+    def add_disk(self, image: Path) -> None:
+        """Plug a disk with this image; /dev/vdb if it is the first one."""
+        self.execute(
+            "blockdev-add",
+            driver="raw",
+            node_name="plugged-image",
+            file={"driver": "file", "filename": str(image)},
+        )
+        self.execute("device_add", driver="virtio-blk-pci", id="plugged-disk", drive="plugged-image")
 
     def dump_guest_memory(self, path: Path, form: str) -> None:
         """Have QEMU save the running guest's memory on the host, as `virsh dump --memory-only` does."""
         asked = time.monotonic()
-        arguments = {"paging": False, "protocol": f"file:{path}", "format": form}
-        self._qmp.send({"execute": "dump-guest-memory", "arguments": arguments})
+        self.execute("dump-guest-memory", paging=False, protocol=f"file:{path}", format=form)
         event = self.wait_for_event("DUMP_COMPLETED", since=asked)
         if event.data["result"]["status"] != "completed":
             raise MachineLost(f"dump-guest-memory: {event.data}")
 
+    # QEMU's monitor
+
+    def execute(self, command: str, timeout_sec: float = WAIT_SEC, **arguments: object) -> Message:
+        """Have QEMU's monitor carry out a command (QEMU QMP Reference Manual); answers with what it returns.
+        Underscores of names stand for hyphens."""
+        number = next(self._ids)
+        given = {name.replace("_", "-"): value for name, value in arguments.items()}
+        self._qmp.send({"execute": command, "arguments": given, "id": number})
+        answer = self._wait(
+            lambda: self._qmp_answers.pop(number, None), timeout_sec, f"QEMU's answer to {command}"
+        )
+        if "error" in answer:
+            raise MachineLost(f"QEMU refused {command}: {answer['error']}")
+        returned: Message = answer["return"]
+        return returned
+
     def _on_qmp(self, message: Message) -> None:
         if "event" in message:
             self.events.append(QmpEvent(time.monotonic(), message["event"], message.get("data", {})))
+        elif "id" in message:
+            self._qmp_answers[message["id"]] = message
 
     # Waiting
 
@@ -388,7 +484,7 @@ class Machine:
             if not boots:
                 self.stalled = True
                 say("production's kernel hangs in the emulation: the machine is reset, once")
-                self._qmp.send({"execute": "system_reset"})
+                self.execute("system_reset")
                 deadline = time.monotonic() + timeout_sec
                 continue
             boot = boots[0]
@@ -421,13 +517,21 @@ class Machine:
 
         return self._wait(found, timeout_sec, f"a console line like {pattern!r}")
 
-    def wait_for_event(self, name: str, *, since: float = 0, timeout_sec: float = WAIT_SEC) -> QmpEvent:
-        """The first QMP event of that name since that host time."""
-        return self._wait(
-            lambda: next((event for event in self.events if event.name == name and event.at >= since), None),
-            timeout_sec,
-            f"the event {name}",
-        )
+    def wait_for_event(
+        self,
+        name: str,
+        *,
+        since: float = 0,
+        timeout_sec: float = WAIT_SEC,
+        where: Callable[[Message], bool] = lambda data: True,
+    ) -> QmpEvent:
+        """The first QMP event of that name since that host time, with data that are wanted."""
+
+        def found() -> QmpEvent | None:
+            of_the_name = (event for event in self.events if event.name == name and event.at >= since)
+            return next((event for event in of_the_name if where(event.data)), None)
+
+        return self._wait(found, timeout_sec, f"the event {name}")
 
     def _wait(
         self, ready: Callable[[], T | None], timeout_sec: float, what: str, *, ending: bool = False

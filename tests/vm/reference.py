@@ -82,8 +82,7 @@ class Reference:
 class _LoadedMachine(Machine):
     def take_away(self, mib: int) -> None:
         """Have the guest give up memory: its pages are logically offline then."""
-        megabytes = self.memory_mib - mib
-        self._qmp.send({"execute": "balloon", "arguments": {"value": megabytes << 20}})
+        self.execute("balloon", value=(self.memory_mib - mib) << 20)
         # Counted in base pages.
         self.wait_until(f"awk '/^balloon_inflate / {{ exit $2 < {mib << 8} }}' /proc/vmstat")
 

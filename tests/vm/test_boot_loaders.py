@@ -56,7 +56,9 @@ def reserve_and_crash(machine: Machine, boot_loader: BootLoader) -> None:
     assert files_that_reserve(machine, boot_loader) == []
 
 
-@pytest.mark.parametrize("boot_loader", ["grub-bios", pytest.param("systemd-boot", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "boot_loader", ["grub-bios", pytest.param("systemd-boot", marks=pytest.mark.part("boot-loaders"))]
+)
 def test_reserve_and_crash(machine_factory: MachineFactory, boot_loader: BootLoader) -> None:
     with machine_factory(boot_loader=boot_loader) as machine:
         reserve_and_crash(machine, boot_loader)
@@ -77,7 +79,7 @@ def kernel_install_has_the_image_built(machine: Machine) -> None:
     assert machine.run("grep -l crashkernel= /boot/efi/loader/entries/*", check=False).status == 1
 
 
-@pytest.mark.slow
+@pytest.mark.part("boot-loaders")
 def test_secure_boot(machine_factory: MachineFactory) -> None:
     """Debian's generic kernel, signed by Debian, which locks itself down."""
     with machine_factory(boot_loader="secure-boot") as machine:
@@ -86,15 +88,3 @@ def test_secure_boot(machine_factory: MachineFactory) -> None:
         assert "[integrity]" in machine.run(LOCKDOWN).stdout
         assert "cloud" not in machine.boots[-1].release
         assert (status(machine)["State"], status(machine)["Loaded"]) == ("armed", True)
-
-
-def test_lockdown_without_secure_boot(machine_factory: MachineFactory) -> None:
-    """Debian's key comes to the kernel by shim only: without it Debian's own kernels are refused."""
-    with machine_factory(command_line="lockdown=integrity") as machine:
-        machine.wait_for_boot()
-        assert "[integrity]" in machine.run(LOCKDOWN).stdout
-        machine.wait_until("systemctl is-active kdump.service")
-        said = status(machine)
-        assert (said["State"], said["Reason"], said["Loaded"]) == ("not-armed", "signature-refused", False)
-        assert "lockdown=integrity" in said["Explanation"]
-        assert "kexec of unsigned images is restricted" in machine.run("dmesg").stdout

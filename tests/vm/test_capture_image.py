@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import MachineFactory, OpenDumpOf
-from .machine import PLANTED_COMMAND, Machine
+from .conftest import RestoredFactory
+from .disk import list_folder
+from .machine import Machine
 
 CONFIG = "/etc/kdump-service.conf.d/test.conf"
 IMAGES = "/var/lib/kdump-service/images"
@@ -36,96 +37,63 @@ def image(machine: Machine) -> str:
     return str(status(machine)["Image"])
 
 
-def second_disk(folder: Path) -> list[str]:
-    """QEMU arguments for a disk with an empty file system of its own."""
-    disk = folder / "second.img"
-    with open(disk, "wb") as file:
+ROOT = b"/dev/vda / ext4 errors=remount-ro 0 1\n"
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Path:
+    """The image of a disk with an empty file system of its own."""
+    disk = tmp_path / "second.img"
+    with disk.open("wb") as file:
         file.truncate(1 << 30)
     subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-L", "dumps", disk], check=True)
-    return [
-        *("-drive", f"if=none,id=second,format=raw,cache=unsafe,file={disk}"),
-        *("-device", "virtio-blk-pci,drive=second"),
-    ]
+    return disk
 
 
-FSTAB = b"/dev/vda / ext4 errors=remount-ro 0 1\nLABEL=dumps /srv ext4 defaults 0 2\n"
+def dump_to_the_second_disk(machine: Machine) -> None:
+    """Have the target on it."""
+    machine.put("/etc/fstab", ROOT + b"LABEL=dumps /srv ext4 defaults 0 2\n")
+    machine.put(CONFIG, b"[Target]\nTarget=/srv/dumps\n")
+    machine.wait_until("test -e /dev/disk/by-label/dumps")
+    machine.run("systemctl daemon-reload && mount /srv && systemctl reload kdump.service")
+    assert image(machine).startswith(IMAGES)
 
 
-def test_image_of_the_disk_is_what_the_machine_wants(
-    machine_factory: MachineFactory, open_dump: OpenDumpOf
-) -> None:
-    """Nothing is built that has not changed. The capture's journal becomes a boot of the machine's own."""
-    with machine_factory() as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
-        assert image(machine).startswith(IMAGES)
-        assert "root=" not in status(machine)["CommandLine"]
-        # journalctl fails where there never was such a unit.
-        assert machine.run(BUILDS, check=False).stdout.strip() in ("", "-- No entries --")
-        # Early: before the network and the services.
-        order = machine.run(
-            "systemctl show -P ActiveEnterTimestampMonotonic kdump.service basic.target"
-        ).stdout
-        armed, basic = (int(number) for number in order.split())
-        assert armed <= basic
-        machine.crash("sysrq")
-        machine.wait_for_boot()
-        [dump] = machine.dumps()
-        assert (dump.record["state"], dump.record["problems"]) == ("complete", [])
-        told = "journalctl -b -u kdump.service --no-pager -o cat | grep 'crashed at'"
-        machine.wait_until(told)
-        # Production, capture, production.
-        boots = machine.run("journalctl --list-boots --no-pager -q | tail -n +1").stdout.splitlines()
-        assert len([line for line in boots if "BOOT ID" not in line]) == 3
-        capture = machine.run("journalctl -b -1 --no-pager -o cat -t kdump-service").stdout
-        assert "Dump saved: /var/crash/" in capture
-        opened = open_dump(machine, dump)
-    assert opened.drgn(PLANTED_COMMAND).comm == PLANTED_COMMAND
-
-
-def test_root_is_destroyed_before_the_crash(machine_factory: MachineFactory, tmp_path: Path) -> None:
+def test_root_is_destroyed_before_the_crash(restored: RestoredFactory, second: Path) -> None:
     """The target lies on another disk, and needs nothing of the root."""
-    files = {"/etc/fstab": FSTAB, CONFIG: b"[Target]\nTarget=/srv/dumps\n"}
-    with machine_factory(files=files, qemu_arguments=second_disk(tmp_path)) as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
-        assert image(machine).startswith(IMAGES)
+    with restored(disks=[second]) as machine:
+        dump_to_the_second_disk(machine)
+        machine.end_at_reset()
         asked = time.monotonic()
         # In one go: nothing can be started any more from what was the root.
-        machine.spawn(
+        machine.crash_by(
             "dd if=/dev/zero of=/dev/vda bs=1M count=64 oflag=direct status=none; echo c >/proc/sysrq-trigger"
         )
         saved = machine.wait_for_console("kdump: Dump saved: /srv/dumps/", since=asked)
-        machine.wait_for_event("RESET", since=saved.at, timeout_sec=60)
-        machine.stop()
-    listed = subprocess.run(
-        ["debugfs", "-R", "ls -l /dumps", tmp_path / "second.img"], check=True, capture_output=True, text=True
-    ).stdout
-    assert "Z-kdump-test" in listed
+        assert machine.wait_until_off(since=saved.at, timeout_sec=60).data["reason"] == "guest-reset"
+    [name] = list_folder(second, "/dumps")
+    assert "Z-kdump-test" in name
 
 
-def test_target_is_gone_in_the_capture_boot(machine_factory: MachineFactory, tmp_path: Path) -> None:
+def test_target_is_gone_in_the_capture_boot(restored: RestoredFactory, second: Path) -> None:
     """Log and record go where production finds them."""
-    files = {"/etc/fstab": FSTAB, CONFIG: b"[Target]\nTarget=/srv/dumps\n"}
-    with machine_factory(files=files, qemu_arguments=second_disk(tmp_path)) as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
+    with restored(disks=[second]) as machine:
+        dump_to_the_second_disk(machine)
         machine.run("dd if=/dev/zero of=/dev/vdb bs=1M count=8 oflag=direct status=none")
-        machine.put("/etc/fstab", b"/dev/vda / ext4 errors=remount-ro 0 1\n")
+        machine.put("/etc/fstab", ROOT)
         machine.run("sync")
-        machine.crash("sysrq")
-        machine.wait_for_boot()
+        machine.end_at_reset()
+        asked = machine.crash("sysrq")
+        machine.wait_until_off(since=asked)
         [dump] = machine.dumps(FALLBACK)
         assert dump.record["state"] == "failed"
         assert "sysrq: Trigger a crash" in machine.get(f"{dump.path}/dmesg.txt").decode()
 
 
-@pytest.mark.slow
-def test_damaged_image_is_not_armed_and_built_anew(machine_factory: MachineFactory) -> None:
+@pytest.mark.part("images")
+def test_damaged_image_is_not_armed_and_built_anew(restored: RestoredFactory) -> None:
     """Changed, cut short, gone: the machine is armed all the same, with what there is."""
-    with machine_factory() as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
+    with restored() as machine:
         path = image(machine)
         of_this_start = "_SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID kdump.service)"
         for damage, told in (
@@ -146,12 +114,10 @@ def test_damaged_image_is_not_armed_and_built_anew(machine_factory: MachineFacto
         assert not codes(machine) & {"image-building", "image-outdated", "image-not-built"}
 
 
-def test_what_went_in_changes(machine_factory: MachineFactory) -> None:
+def test_what_went_in_changes(restored: RestoredFactory) -> None:
     """Another version of a program that is in the image: the image is built anew, and the old one serves
     meanwhile. What is configured during the build is in force at once, and after it."""
-    with machine_factory() as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
+    with restored() as machine:
         before = image(machine)
         # As an upgrade of the package does it.
         machine.run(f"echo '# newer' >>{SOURCE} && touch /var/lib/dpkg/status")
@@ -176,12 +142,10 @@ def drivers_of_the_image(machine: Machine) -> set[str]:
     return set(manifest["recipe"]["drivers"])
 
 
-@pytest.mark.slow
-def test_settings_of_the_image_change_while_it_is_built(machine_factory: MachineFactory) -> None:
+@pytest.mark.part("images")
+def test_settings_of_the_image_change_while_it_is_built(restored: RestoredFactory) -> None:
     """What was asked for first is built, and then what is asked for by now; whatever is the newest serves."""
-    with machine_factory() as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
+    with restored() as machine:
         before = image(machine)
         machine.run("kdumpctl config set ExtraDrivers nfs")
         machine.wait_until(f"{BUILDS} | grep 'capture image: collecting'", timeout_sec=BUILD_SEC)
@@ -207,13 +171,12 @@ def test_settings_of_the_image_change_while_it_is_built(machine_factory: Machine
 PACK = "/usr/lib/python3/dist-packages/kdump_service/image/pack.py"
 
 
-@pytest.mark.slow
-def test_driver_that_hangs_in_the_capture_boot(machine_factory: MachineFactory) -> None:
+@pytest.mark.part("images")
+def test_driver_that_hangs_in_the_capture_boot(restored: RestoredFactory) -> None:
     """Before there is systemd, whose deadline would end it: the machine is back all the same. After half a
     minute, for this once, instead of ten."""
-    with machine_factory() as machine:
-        release = machine.wait_for_boot().release
-        machine.wait_until_armed()
+    with restored() as machine:
+        release = machine.boots[0].release
         before = image(machine)
         machine.run(
             f"sed -i 's/^_DEADLINE_SEC = .*/_DEADLINE_SEC = 30/' {PACK} && grep -q '_SEC = 30' {PACK}"
@@ -235,13 +198,11 @@ def test_driver_that_hangs_in_the_capture_boot(machine_factory: MachineFactory) 
         assert machine.dumps() == []
 
 
-@pytest.mark.slow
-def test_build_that_fails_leaves_the_machine_armed(machine_factory: MachineFactory) -> None:
+@pytest.mark.part("images")
+def test_build_that_fails_leaves_the_machine_armed(restored: RestoredFactory) -> None:
     """No room for a build, a disk that gets full amid it, a build that is killed: told, with what to do; the
     state is not worse than before."""
-    with machine_factory() as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
+    with restored() as machine:
         before = image(machine)
         machine.run("fallocate -l $(($(stat -f -c '%a * %S' /) - (200 << 20))) /filler")
         machine.run(
@@ -271,11 +232,9 @@ def test_build_that_fails_leaves_the_machine_armed(machine_factory: MachineFacto
         assert (image(machine), machine.run("cat /sys/kernel/kexec_crash_loaded").stdout) == (before, "1\n")
 
 
-def test_without_dracut(machine_factory: MachineFactory) -> None:
+def test_without_dracut(restored: RestoredFactory) -> None:
     """The root file system serves, and the state says why."""
-    with machine_factory() as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
+    with restored() as machine:
         machine.run(
             f"mv /usr/bin/dracut /usr/bin/dracut.away && rm -r {IMAGES} && systemctl restart kdump.service"
         )

@@ -1,21 +1,62 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Crashes that end well: a whole dump, read by crash, drgn and gdb, and a machine back in production."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from .conftest import MachineFactory, OpenDumpOf
-from .machine import PLANTED_COMMAND
+from .conftest import MachineFactory, OpenDumpOf, RestoredFactory
+from .events import GuestDump
+from .machine import PLANTED_COMMAND, Crash, Machine
 
 CRASH_RECORDED = "55792e44a9564d9080aa469de63bb5bc"  # as kdump_service/log.py and the catalog say
 FILE_MODE, FOLDER_MODE = "600", "700"
+CONFIG = "/etc/kdump-service.conf.d/test.conf"
+IMAGES = "/var/lib/kdump-service/images"
+BUILDS = "journalctl -b --no-pager -o cat -u 'kdump-build-image@*'"
+
+
+def crashed(machine: Machine, how: Crash) -> GuestDump:
+    """The whole dump of a machine that is crashed, and ends when it would come back."""
+    machine.end_at_reset()
+    asked = machine.crash(how)
+    machine.wait_until_off(since=asked)
+    [dump] = machine.dumps()
+    assert dump.record["state"] == "complete"
+    return dump
+
+
+def the_image_was_built_with_the_disk(machine: Machine) -> None:
+    """Nothing is built that has not changed, and the machine is armed before network and services start."""
+    status: dict[str, Any] = json.loads(machine.run("kdumpctl status --json").stdout)
+    assert status["Image"].startswith(IMAGES)
+    assert "root=" not in status["CommandLine"]
+    # journalctl fails where there never was such a unit.
+    assert machine.run(BUILDS, check=False).stdout.strip() in ("", "-- No entries --")
+    order = machine.run("systemctl show -P ActiveEnterTimestampMonotonic kdump.service basic.target").stdout
+    armed, basic = (int(number) for number in order.split())
+    assert armed <= basic
+
+
+def production_tells_of_the_crash(machine: Machine, dump: GuestDump) -> None:
+    """In its journal, where the capture's own is one boot of three, and in its list."""
+    told = f"journalctl -b -u kdump.service MESSAGE_ID={CRASH_RECORDED} --no-pager -o cat | grep ."
+    assert dump.path in machine.wait_until(told).stdout
+    assert Path(dump.path).name in machine.run("kdumpctl list").stdout
+    boots = machine.run("journalctl --list-boots --no-pager -q").stdout.splitlines()
+    assert len([line for line in boots if "BOOT ID" not in line]) == 3
+    capture = machine.run("journalctl -b -1 --no-pager -o cat -t kdump-service").stdout
+    assert "Dump saved: /var/crash/" in capture
 
 
 def test_sysrq(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
+    """The whole way: from the first boot to a machine that is back, and tells of its crash."""
     with machine_factory() as machine:
         first = machine.wait_for_boot()
         machine.wait_until_armed()
+        the_image_was_built_with_the_disk(machine)
         machine.crash("sysrq")
         machine.wait_for_boot()
         [dump] = machine.dumps()
@@ -27,12 +68,8 @@ def test_sysrq(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
         modes = machine.run(f"stat -c %a {dump.path} {dump.path}/*").stdout.split()
         assert modes == [FOLDER_MODE, *4 * [FILE_MODE]]
         log = machine.get(f"{dump.path}/dmesg.txt").decode()
-
-        # Production tells of the crash in its journal, and lists the dump.
         machine.wait_until_armed()
-        told = f"journalctl -b -u kdump.service MESSAGE_ID={CRASH_RECORDED} --no-pager -o cat | grep ."
-        assert dump.path in machine.wait_until(told).stdout
-        assert Path(dump.path).name in machine.run("kdumpctl list").stdout
+        production_tells_of_the_crash(machine, dump)
         opened = open_dump(machine, dump)
 
     drgn = opened.drgn(PLANTED_COMMAND)
@@ -59,15 +96,10 @@ def test_sysrq(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
     assert dump.record["excluded_pages"]["user"] > 1000
 
 
-def test_null_dereference(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
+def test_null_dereference(restored: RestoredFactory, open_dump: OpenDumpOf) -> None:
     """An oops; and the dump as an ELF core, which gdb opens too."""
-    with machine_factory(files={"/etc/kdump-service.conf.d/test.conf": b"[Dump]\nFormat=elf\n"}) as machine:
-        first = machine.wait_for_boot()
-        machine.wait_until_armed()
-        machine.crash("null_dereference")
-        machine.wait_for_boot()
-        [dump] = machine.dumps()
-        assert dump.record["state"] == "complete"
+    with restored(files={CONFIG: b"[Dump]\nFormat=elf\n"}) as machine:
+        dump = crashed(machine, "null_dereference")
         opened = open_dump(machine, dump)
     assert dump.record["crash_kind"] == "oops"
     assert dump.record["call_trace"][0] == "kdump_test_null_dereference"
@@ -78,30 +110,20 @@ def test_null_dereference(machine_factory: MachineFactory, open_dump: OpenDumpOf
     assert named <= set(drgn.stack)
     assert named <= set(opened.crash(PLANTED_COMMAND).stack)
     gdb = opened.gdb()
-    assert (gdb.release, gdb.threads) == (first.release, 2)
+    assert (gdb.release, gdb.threads) == (dump.record["kernel_release"], 2)
 
 
-@pytest.mark.slow
-def test_nmi(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
-    with machine_factory() as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
-        machine.crash("nmi")
-        machine.wait_for_boot()
-        [dump] = machine.dumps()
-        assert dump.record["state"] == "complete"
-        opened = open_dump(machine, dump)
+def test_nmi(restored: RestoredFactory, open_dump: OpenDumpOf) -> None:
+    with restored() as machine:
+        opened = open_dump(machine, crashed(machine, "nmi"))
     drgn = opened.drgn(PLANTED_COMMAND)
     assert "NMI" in drgn.panic_message
     assert "unknown_nmi_error" in drgn.stack
 
 
-def test_busy_and_lz4(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
+def test_busy_and_lz4(restored: RestoredFactory, open_dump: OpenDumpOf) -> None:
     """A machine that writes, reads, forks and computes when it dies; and the dump in LZ4 frames."""
-    files = {"/etc/kdump-service.conf.d/test.conf": b"[Dump]\nFormat=elf\nCompression=lz4\n"}
-    with machine_factory(files=files) as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
+    with restored(files={CONFIG: b"[Dump]\nFormat=elf\nCompression=lz4\n"}) as machine:
         for number, load in enumerate(
             (
                 "dd if=/dev/zero of=/root/junk bs=1M count=100 conv=fsync",
@@ -114,10 +136,7 @@ def test_busy_and_lz4(machine_factory: MachineFactory, open_dump: OpenDumpOf) ->
                 f"systemd-run --unit=load{number} /bin/sh -c 'while :; do {load}; done >/dev/null 2>&1'"
             )
         machine.wait_until("test -s /root/junk")
-        machine.crash("sysrq")
-        machine.wait_for_boot()
-        [dump] = machine.dumps()
-        assert dump.record["state"] == "complete"
+        dump = crashed(machine, "sysrq")
         assert dump.record["compression"] == "lz4"
         assert sorted(dump.files) == ["capture.journal", "dmesg.txt", "record.json", "vmcore.lz4"]
         opened = open_dump(machine, dump)
@@ -128,7 +147,7 @@ def test_busy_and_lz4(machine_factory: MachineFactory, open_dump: OpenDumpOf) ->
     assert "__crash_kexec" in opened.gdb().crashed_frames
 
 
-@pytest.mark.slow
+@pytest.mark.part("captures")
 def test_two_in_a_row(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
     with machine_factory() as machine:
         for crashes in (1, 2):

@@ -5,8 +5,8 @@ import functools
 
 import pytest
 
-from .conftest import MachineFactory, OpenDumpOf
-from .machine import PLANTED_COMMAND
+from .conftest import OpenDumpOf, RestoredFactory
+from .machine import PLANTED_COMMAND, Machine
 
 CONFIG = "/etc/kdump-service.conf.d/test.conf"
 SLOW = b"[Dump]\nContents=everything\nCompressionLevel=12\n"
@@ -15,22 +15,25 @@ ROOT = b"/dev/vda / ext4 errors=remount-ro 0 1\n"
 
 
 @pytest.fixture
-def machine_factory(machine_factory: MachineFactory) -> MachineFactory:
+def restored(restored: RestoredFactory) -> RestoredFactory:
     """Machines whose capture boot mounts production's root: what the small image does is in
     test_capture_image."""
-    return functools.partial(machine_factory, environment="rootfs", cpus=1)
+    return functools.partial(restored, environment="rootfs")
 
 
-@pytest.mark.slow
-def test_target_has_room_for_the_kernel_only(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
-    everything = b"[Dump]\nContents=everything\nCompression=none\n"
-    with machine_factory(files={CONFIG: everything}) as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
+def crash_until_reset(machine: Machine) -> None:
+    """Crash, and end the machine when it would come back."""
+    machine.end_at_reset()
+    asked = machine.crash("sysrq")
+    assert machine.wait_until_off(since=asked).data["reason"] == "guest-reset"
+
+
+@pytest.mark.part("captures")
+def test_target_has_room_for_the_kernel_only(restored: RestoredFactory, open_dump: OpenDumpOf) -> None:
+    with restored(files={CONFIG: b"[Dump]\nContents=everything\nCompression=none\n"}) as machine:
         # Besides KeepFree= (128M).
         machine.run("fallocate -l $(($(stat -f -c '%a * %S' /) - (300 << 20))) /filler && sync")
-        machine.crash("sysrq")
-        machine.wait_for_boot()
+        crash_until_reset(machine)
         [dump] = machine.dumps()
         assert dump.record["state"] == "complete"
         assert dump.record["dump_level"] == 31
@@ -39,13 +42,10 @@ def test_target_has_room_for_the_kernel_only(machine_factory: MachineFactory, op
     assert opened.drgn(PLANTED_COMMAND).comm == PLANTED_COMMAND
 
 
-def test_target_full(machine_factory: MachineFactory) -> None:
-    with machine_factory() as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
+def test_target_full(restored: RestoredFactory) -> None:
+    with restored() as machine:
         machine.run("fallocate -l $(($(stat -f -c '%a * %S' /) - (132 << 20))) /filler && sync")
-        machine.crash("sysrq")
-        machine.wait_for_boot()
+        crash_until_reset(machine)
         [dump] = machine.dumps()
         assert dump.record["state"] == "failed"
         assert [problem["reason"] for problem in dump.record["problems"]] == ["target-full"]
@@ -53,15 +53,13 @@ def test_target_full(machine_factory: MachineFactory) -> None:
         assert dump.record["panic_message"] == "Kernel panic - not syncing: sysrq triggered crash"
 
 
-@pytest.mark.slow
-def test_target_read_only(machine_factory: MachineFactory) -> None:
-    files = {"/etc/fstab": ROOT + b"/var/crash /var/crash none bind,ro 0 0\n", "/var/crash/keep": b""}
-    with machine_factory(files=files) as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
-        machine.run("! touch /var/crash/keep")
-        machine.crash("sysrq")
-        machine.wait_for_boot()
+def test_target_read_only(restored: RestoredFactory) -> None:
+    with restored() as machine:
+        machine.put("/etc/fstab", ROOT + b"/var/crash /var/crash none bind,ro 0 0\n")
+        machine.run("mkdir -p /var/crash && systemctl daemon-reload && mount /var/crash")
+        machine.run("systemctl reload kdump.service && ! touch /var/crash/keep")
+        machine.run("sync")
+        crash_until_reset(machine)
         assert machine.dumps() == []
         # The crash is not forgotten where its memory could not be saved.
         [dump] = machine.dumps(FALLBACK)
@@ -71,23 +69,22 @@ def test_target_read_only(machine_factory: MachineFactory) -> None:
         assert "target-unusable" in [problem["reason"] for problem in dump.record["problems"]]
 
 
-@pytest.mark.parametrize("blow", ["kill", pytest.param("panic", marks=pytest.mark.slow)])
-def test_cut_off_half_way(machine_factory: MachineFactory, blow: str) -> None:
+@pytest.mark.parametrize("blow", ["kill", "panic"])
+def test_cut_off_half_way(restored: RestoredFactory, blow: str) -> None:
     """The capture process is killed, or the capture kernel panics itself, while the image is written."""
-    with machine_factory(agent_in_capture=True, files={CONFIG: SLOW}) as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
+    with restored(agent_in_capture=True, files={CONFIG: SLOW}) as machine:
         machine.crash("sysrq")
         machine.wait_for_boot("capture")
         machine.wait_until("test $(du -sm /var/crash | cut -f1) -ge 16")
-        if blow == "kill":
-            machine.spawn("systemctl kill --signal=KILL kdump-capture.service")
+        if blow == "panic":
+            crash_until_reset(machine)
         else:
-            machine.crash("sysrq")
-        machine.wait_for_boot()
+            machine.spawn("systemctl kill --signal=KILL kdump-capture.service")
+            machine.wait_for_boot()
         [dump] = machine.dumps()
         assert dump.record["state"] == "capturing"
         assert sorted(dump.files) == ["dmesg.txt", "record.json", "vmcore.incomplete"]
-        machine.wait_until_armed()
-        # The service judges such a record by what it finds.
-        assert "incomplete" in machine.run("kdumpctl list").stdout
+        if blow == "kill":
+            machine.wait_until_armed()
+            # The service judges such a record by what it finds.
+            assert "incomplete" in machine.run("kdumpctl list").stdout

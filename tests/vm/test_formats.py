@@ -12,7 +12,7 @@ import drgn
 import pytest
 from drgn.helpers.linux.pid import for_each_task
 
-from .conftest import MachineFactory
+from .conftest import RestoredFactory
 from .debuggers import OpenDump
 from .kdump_bitmaps import KdumpFile, RawPages
 from .lab import Lab, crash_command
@@ -117,7 +117,7 @@ def test_libkdumpfile_agrees_on_every_page(reference: Reference, work: Path) -> 
     assert wrong == []
 
 
-@pytest.mark.parametrize("suite", [SUITE, "trixie"])
+@pytest.mark.parametrize("suite", [SUITE, pytest.param("trixie", marks=pytest.mark.part("kernels"))])
 def test_dump_that_ran_out_of_space(lab_base: Lab, work: Path, suite: str) -> None:
     """It keeps what it has, says that it is incomplete, opens, and shows what crashed."""
     reference = reference_vmcore(lab_base.cache, suite)
@@ -155,11 +155,11 @@ def small_file_system(folder: Path, size_bytes: int) -> Iterator[None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_what_qemu_saves(machine_factory: MachineFactory, lab_base: Lab, work: Path) -> None:
+def test_what_qemu_saves(restored: RestoredFactory, lab_base: Lab, work: Path) -> None:
     """A hypervisor's dump of a machine that did not crash, as ELF and as kdump-compressed file."""
-    with machine_factory(qemu_arguments=["-device", "vmcoreinfo"]) as machine:
-        release = machine.wait_for_boot().release
-        # By this module the guest tells QEMU where its VMCOREINFO is (docs/specs/vmcoreinfo.rst of QEMU).
+    with restored() as machine:
+        release = machine.boots[0].release
+        # By this module the guest tells QEMU where its VMCOREINFO is.
         machine.run("modprobe qemu_fw_cfg")
         machine.dump_guest_memory(work / "elf", "elf")
         machine.dump_guest_memory(work / "zlib", "kdump-zlib")

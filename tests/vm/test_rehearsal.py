@@ -26,16 +26,22 @@ IMAGES = "/var/lib/kdump-service/images"
 RUNNING_LINE = "BOOT_IMAGE=/boot/vmlinuz root=UUID=0 ro quiet crashkernel=256M"
 
 
-def _armed_machine(lab: Lab, folder: Path, reserved_mib: int) -> MachineRoot:
-    """A machine in a folder, armed with Debian's kernel and the image that was built for it; with so little
-    memory as the service itself might not arm."""
+@pytest.fixture(scope="module")
+def capture_image(lab_base: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The one that was built for Debian's kernel."""
+    folder = tmp_path_factory.mktemp("disk")
     disk = folder / "disk.img"
-    folder.mkdir(exist_ok=True)
-    copy_image(lab.disk.image, disk)
+    copy_image(lab_base.disk.image, disk)
     take_folder(disk, IMAGES, folder)
     disk.unlink()
     [image] = (folder / "images").glob("*.img")
-    machine = small_image_machine(folder / "machine", built=False)
+    return image
+
+
+def _armed_machine(lab: Lab, image: Path, folder: Path, reserved_mib: int) -> MachineRoot:
+    """A machine in a folder, armed with Debian's kernel and that image; with so little memory as the service
+    itself might not arm."""
+    machine = small_image_machine(folder, built=False)
     release = lab.tree.release
     put_image(machine, image.read_bytes(), release=release)
     machine.write(f"boot/vmlinuz-{release}", lab.tree.kernel.read_bytes())
@@ -59,9 +65,9 @@ def _rehearse(machine: MachineRoot) -> Rehearsal:
     return Rehearsal.from_json(answer["result"])
 
 
-def test_what_is_armed_captures_a_crash(lab: Lab, tmp_path: Path) -> None:
+def test_what_is_armed_captures_a_crash(lab: Lab, capture_image: Path, tmp_path: Path) -> None:
     """Also where KVM can be opened and hangs; the command line names no console that QEMU has."""
-    result = _rehearse(_armed_machine(lab, tmp_path / "a", 256))
+    result = _rehearse(_armed_machine(lab, capture_image, tmp_path / "machine", 256))
     assert result.passed, result
     assert 0 < result.seconds_to_capture < result.seconds_to_saved < result.seconds_to_reboot + 2
     assert 150 << 10 < result.memory_total_kib < 256 << 10
@@ -70,11 +76,11 @@ def test_what_is_armed_captures_a_crash(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_capture_that_runs_out_of_memory_is_told(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, capture_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel loads it; it dies while it unpacks the image, and nothing of that is on a console."""
     monkeypatch.setenv(ACCELERATOR_VARIABLE, "tcg")
-    result = _rehearse(_armed_machine(lab, tmp_path / "a", 88))
+    result = _rehearse(_armed_machine(lab, capture_image, tmp_path / "machine", 88))
     assert (result.passed, result.reason) == (False, "out-of-memory"), result
     assert "88.0 MiB are too little" in result.explanation
     assert result.hint == "Reserve more: kdumpctl reserve 128M"
@@ -85,9 +91,9 @@ def test_a_capture_that_runs_out_of_memory_is_told(
 
 
 def test_a_reservation_that_holds_no_kernel_is_told(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, capture_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ACCELERATOR_VARIABLE, "tcg")
-    result = _rehearse(_armed_machine(lab, tmp_path / "a", 64))
+    result = _rehearse(_armed_machine(lab, capture_image, tmp_path / "machine", 64))
     assert (result.passed, result.reason) == (False, "not-loaded"), result
     assert "do not fit into the 64.0 MiB reserved" in result.explanation

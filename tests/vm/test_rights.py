@@ -28,16 +28,14 @@ def machine(lab_base: Lab) -> Iterator[Machine]:
         f"{TOOLS}/{name}": (HERE / name).read_bytes() for name in ("guest_session.py", "guest_rights.py")
     }
     # With the small image, Rebuild would build one, which takes minutes in here.
-    with lab_base.machine(files=tools, environment="rootfs", cpus=1) as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
+    with lab_base.restored(files=tools, environment="rootfs") as machine:
         machine.run(
             "useradd --create-home --shell /bin/sh --groups sudo alice"
             " && useradd --create-home --shell /bin/sh bob"
             f" && printf 'alice:{ADMINISTRATOR_PASSWORD}\\nbob:nothing\\n' | chpasswd"
         )
         yield machine
-    lab_base.clean_up()
+    lab_base.clean_up([machine])
 
 
 def make_dump(machine: Machine) -> None:

@@ -25,7 +25,7 @@ def entries(machine: Machine, message_id: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in machine.wait_until(command).stdout.splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.part("captures")
 def test_two_crashes_of_one_bug_and_one_of_another(machine_factory: MachineFactory) -> None:
     with machine_factory(cpus=1) as machine:
         machine.wait_for_boot()

@@ -4,6 +4,8 @@
 import os
 import signal
 
+pytest_plugins = ["tests.budget.plugin"]
+
 # A shell starts what runs in the background with SIGINT ignored, and children inherit that: cases that
 # interrupt a program would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

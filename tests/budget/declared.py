@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a case says of itself by its marks: its part, its promises, its guests. And the order that follows."""
+
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+
+__all__ = ["Guest", "guest_of", "long_first", "part_of", "shared_module", "wrong_marks"]
+
+# Processor seconds under emulation, roughly: they only decide who comes first.
+BOOT_SEC = 20
+CAPTURE_SEC = 20
+
+
+@dataclass(frozen=True)
+class Guest:
+    """`guest(...)`: the most that a case takes. Where cases of a module share a machine, whichever comes
+    first boots it, so each of them says so."""
+
+    boots: int = 0
+    captures: int = 0
+    seconds: float = 0
+    """What else it takes long for; a hint for the order."""
+
+
+def part_of(item: pytest.Item) -> str | None:
+    """The part of `make test-all` that the case belongs to; None: it is in `make test`."""
+    mark = item.get_closest_marker("part")
+    return None if mark is None else mark.args[0]
+
+
+def guest_of(item: pytest.Item) -> Guest:
+    """What the case declares; nothing, where it has no mark."""
+    mark = item.get_closest_marker("guest")
+    return Guest() if mark is None else Guest(**mark.kwargs)
+
+
+def wrong_marks(item: pytest.Item, parts: Container[str], promises: Container[str]) -> Iterator[str]:
+    """What is wrong with the marks of a case."""
+    for mark in item.iter_markers("part"):
+        if len(mark.args) != 1 or mark.kwargs:
+            yield "part() takes one name"
+        elif mark.args[0] not in parts:
+            yield f"no part {mark.args[0]!r} in tests/budget/budget.toml"
+    for mark in item.iter_markers("promise"):
+        if not mark.args or mark.kwargs:
+            yield "promise() takes ids"
+        for name in mark.args:
+            if name not in promises:
+                yield f"no promise {name!r} in tests/promises.toml"
+    for mark in item.iter_markers("guest"):
+        try:
+            Guest(*mark.args, **mark.kwargs)
+        except TypeError:
+            wrong = True
+        else:
+            wrong = bool(mark.args)
+        if wrong:
+            yield "guest() takes boots=, captures= and seconds="
+
+
+def shared_module(item: pytest.Item) -> str | None:
+    """The module with whose other cases this one shares a machine, by a fixture of its scope."""
+    if item.get_closest_marker("guest") is None:
+        return None
+    fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009 - of no public name
+    if not any(definition.scope == "module" for definitions in fixtures for definition in definitions):
+        return None
+    return item.nodeid.partition("::")[0]
+
+
+def long_first(items: Sequence[pytest.Item], workers: int = 1) -> list[pytest.Item]:
+    """The order in which so many workers take the cases: long ones first, those with no guest last, and those
+    that share a machine one behind the other.
+
+    `--dist worksteal` cuts the list into pieces of as many cases for each worker, lets each work off its own
+    from the front, and hands who has none left the rear half of the longest that is left. So the cases with
+    guests are dealt as cards are, the next longest to who has the least to do, and each hand is filled up
+    with cases without guests to the place where the list will be cut. What lies at the rear, to be stolen or
+    the last to be waited for, is short then, and hardly ever of those that share a machine.
+    """
+    pieces: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        pieces.setdefault(shared_module(item) or item.nodeid, []).append(item)
+
+    def seconds(piece: list[pytest.Item]) -> float:
+        guests = [guest_of(item) for item in piece]
+        boots = max(guest.boots for guest in guests)
+        return boots * BOOT_SEC + sum(guest.captures * CAPTURE_SEC + guest.seconds for guest in guests)
+
+    hands: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    to_do = [0.0] * workers
+    for piece in sorted(pieces.values(), key=seconds, reverse=True):  # which is stable
+        if seconds(piece) > 0:
+            least = to_do.index(min(to_do))
+            hands[least] += piece
+            to_do[least] += seconds(piece)
+    light = [item for piece in pieces.values() if seconds(piece) == 0 for item in piece]
+    order: list[pytest.Item] = []
+    for number, hand in enumerate(hands):
+        order += hand
+        # As xdist's scheduler/worksteal.py counts.
+        cut = len(items) * (number + 1) // workers
+        order, light = order + light[: max(cut - len(order), 0)], light[max(cut - len(order), 0) :]
+    return order

@@ -78,6 +78,7 @@ def daemon(bus: PrivateBus, machine: MachineRoot, polkit: FakePolkit) -> Iterato
 
 
 @pytest.mark.parametrize("interface", [names.INTERFACE, names.SETTINGS_INTERFACE, names.DUMP_INTERFACE])
+@pytest.mark.promise("contract")
 def test_introspection_equals_the_contract(daemon: RunningDaemon, bus: PrivateBus, interface: str) -> None:
     path = names.OBJECT_PATH
     if interface == names.DUMP_INTERFACE:
@@ -123,6 +124,7 @@ def test_settings_in_the_contract_are_the_table() -> None:
     assert properties == [("property", each.key, each.signature, "readwrite", changes) for each in SETTINGS]
 
 
+@pytest.mark.promise("rights")
 def test_every_method_and_setter_takes_a_right_or_is_on_the_list() -> None:
     actions = {action.attrib["id"] for action in _policy().findall("action")}
     taken: dict[str, str] = {}
@@ -173,6 +175,7 @@ def _generator() -> ModuleType:
     return module
 
 
+@pytest.mark.promise("contract")
 def test_manual_is_made_from_the_contract() -> None:
     page = DBUS.parent / "packaging/man/org.kdump.Kdump1.5"
     assert page.read_text() == _generator().made(), (

@@ -110,6 +110,7 @@ def test_deleting_old_dumps_tells_how_far_it_got(
     assert (listed.read("Activity"), listed.read("Progress")) == ("", -1)
 
 
+@pytest.mark.promise("dumps-kept-and-deleted")
 def test_delete_leaves_the_record_then_forgets_it(
     listed: RunningDaemon, machine: MachineRoot, bus: PrivateBus
 ) -> None:
@@ -140,6 +141,7 @@ def test_what_others_delete_is_missing(listed: RunningDaemon, machine: MachineRo
         assert monitor.until_changed("Presence") == "missing"
 
 
+@pytest.mark.promise("dumps-kept-and-deleted")
 def test_keep_is_announced_and_limits_pass_it_over(
     listed: RunningDaemon, machine: MachineRoot, bus: PrivateBus
 ) -> None:
@@ -155,6 +157,7 @@ def test_keep_is_announced_and_limits_pass_it_over(
 @pytest.mark.parametrize(
     ("what", "file"), [("image", "vmcore"), ("log", "dmesg.txt"), ("record", "record.json")]
 )
+@pytest.mark.promise("only-the-right-person")
 def test_open_gives_a_descriptor_that_can_only_be_read(
     listed: RunningDaemon, machine: MachineRoot, bus: PrivateBus, what: str, file: str
 ) -> None:

@@ -74,6 +74,7 @@ def _until_no_problem(monitor: Monitor) -> None:
         pass
 
 
+@pytest.mark.promise("image-is-current")
 def test_image_is_built_and_armed(
     bus: PrivateBus, daemon: RunningDaemon, machine: MachineRoot, builder: _Builder
 ) -> None:
@@ -136,6 +137,7 @@ def test_progress_of_a_build_is_told(
         _until_no_problem(monitor)
 
 
+@pytest.mark.promise("build-fails")
 def test_failure_is_a_problem_and_is_not_tried_again(
     bus: PrivateBus, daemon: RunningDaemon, builder: _Builder
 ) -> None:
@@ -239,6 +241,7 @@ def test_disarmed_machine_stays_so_when_the_image_is_there(
     assert (daemon.read("State"), daemon.read("Reason")) == ("armed", "")
 
 
+@pytest.mark.promise("root-serves")
 def test_machine_without_dracut_says_what_to_install(bus: PrivateBus, machine: MachineRoot) -> None:
     shutil.rmtree(machine.path / "usr/lib/dracut")
     running = RunningDaemon(bus, machine)

@@ -40,6 +40,7 @@ def _members(interface: str) -> set[str]:
     return {member.attrib["name"] for member in element}
 
 
+@pytest.mark.promise("contract")
 def test_busctl(daemon: RunningDaemon) -> None:
     for interface in (NAME, SETTINGS):
         text = daemon.busctl("introspect", NAME, PATH, interface).stdout
@@ -77,6 +78,7 @@ class _Gdbus:
 
 
 @pytest.mark.skipif(shutil.which("gdbus") is None, reason="gdbus is not installed")
+@pytest.mark.promise("contract")
 def test_gdbus(daemon: RunningDaemon) -> None:
     gdbus = _Gdbus(daemon)
     text = gdbus.introspect()
@@ -126,6 +128,7 @@ def _has_dbus_python() -> bool:
 
 
 @pytest.mark.skipif(not _has_dbus_python(), reason="dbus-python is not installed")
+@pytest.mark.promise("contract")
 def test_dbus_python(daemon: RunningDaemon) -> None:
     done = subprocess.run(
         ["/usr/bin/python3", "-I", "-c", DBUS_PYTHON], env=daemon.environment, capture_output=True, text=True,

@@ -81,6 +81,7 @@ FAILED = {
 }  # fmt: skip
 
 
+@pytest.mark.promise("rehearse")
 def test_a_rehearsal_that_passed_is_a_proof(daemon: _RehearsingDaemon) -> None:
     assert daemon.read("ProvenLevel") == "unproven"
     daemon.leaves()

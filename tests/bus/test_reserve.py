@@ -48,6 +48,7 @@ def _files(tree: BootTree) -> dict[str, bytes]:
 # The method
 
 
+@pytest.mark.promise("reserve-and-revert")
 def test_plan_and_act(daemon: RunningDaemon, tree: BootTree) -> None:
     before = _files(tree)
     plan = daemon.call("Reserve", "sa{sv}", "256M", "1", "dry-run", "b", "true")

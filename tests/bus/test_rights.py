@@ -55,6 +55,7 @@ CALLS = [
 
 
 @needs_root
+@pytest.mark.promise("rights", "only-the-right-person")
 def test_without_the_right_nothing_happens(
     bus: PrivateBus, daemon: RunningDaemon, polkit: FakePolkit, dump: str, machine: MachineRoot
 ) -> None:
@@ -83,6 +84,7 @@ def test_without_the_right_nothing_is_set(
 
 
 @needs_root
+@pytest.mark.promise("rights")
 def test_everybody_may_look(bus: PrivateBus, daemon: RunningDaemon, polkit: FakePolkit, dump: str) -> None:
     polkit.grant()
     assert bus.busctl("get-property", *NAME, MANAGER, "State", user=NOBODY).stdout == 's "armed"\n'
@@ -94,6 +96,7 @@ def test_everybody_may_look(bus: PrivateBus, daemon: RunningDaemon, polkit: Fake
 
 
 @needs_root
+@pytest.mark.promise("rights")
 def test_with_the_right_it_happens(bus: PrivateBus, daemon: RunningDaemon, polkit: FakePolkit) -> None:
     assert bus.busctl("call", *NAME, MANAGER, "Disarm", user=NOBODY).returncode == 0
     assert daemon.read("Loaded") is False

@@ -63,6 +63,7 @@ def test_disarm_arm_and_their_signals(daemon: RunningDaemon, bus: PrivateBus) ->
     assert daemon.read("Problems") == []
 
 
+@pytest.mark.promise("bad-settings")
 def test_reload_with_garbage_keeps_the_old_configuration(daemon: RunningDaemon, machine: MachineRoot) -> None:
     machine.write("etc/kdump-service.conf", "[Kernel]\nCommandLineAppend=first\n")
     assert daemon.kdumpctl("reload").returncode == 0
@@ -89,6 +90,7 @@ def test_list_shows_dumps(daemon: RunningDaemon, machine: MachineRoot, bus: Priv
     assert [(dump["Name"], dump["State"]) for dump in dumps] == [("20261123T040000Z-testhost", "failed")]
 
 
+@pytest.mark.promise("journal-tells")
 def test_new_record_is_reported_once(bus: PrivateBus, machine: MachineRoot) -> None:
     record = DumpRecord(name="20261123T040000Z-testhost", state=DumpState.CAPTURING, kernel_release=RELEASE)
     machine.write("var/crash/20261123T040000Z-testhost/record.json", record.to_json())
@@ -99,6 +101,7 @@ def test_new_record_is_reported_once(bus: PrivateBus, machine: MachineRoot) -> N
     assert "incomplete" not in RunningDaemon(bus, machine).stop()
 
 
+@pytest.mark.promise("stop-disarms")
 def test_stop_disarms(bus: PrivateBus, machine: MachineRoot) -> None:
     daemon = RunningDaemon(bus, machine, "stopped")
     daemon.stop()
@@ -106,6 +109,7 @@ def test_stop_disarms(bus: PrivateBus, machine: MachineRoot) -> None:
 
 
 @pytest.mark.parametrize("cause", ["restarted", "shutdown", "signal"])
+@pytest.mark.promise("restart-stays-armed")
 def test_restart_and_shutdown_stay_armed(bus: PrivateBus, machine: MachineRoot, cause: str) -> None:
     daemon = RunningDaemon(bus, machine, cause)
     daemon.stop()
@@ -156,6 +160,7 @@ def test_rebuild_loads_anew(daemon: RunningDaemon) -> None:
     assert "loaded anew" in daemon.wait_for_journal("Armed: ")
 
 
+@pytest.mark.promise("check-tells")
 def test_check_finds_what_is_wrong_and_the_state_follows(daemon: RunningDaemon, machine: MachineRoot) -> None:
     assert daemon.call("Check") == []
     assert daemon.read("Ready") is True
@@ -173,6 +178,7 @@ def test_estimate(daemon: RunningDaemon) -> None:
     assert figures["TargetFreeBytes"] > 0
 
 
+@pytest.mark.promise("on-request")
 def test_test_crash(daemon: RunningDaemon, machine: MachineRoot) -> None:
     machine.write("crash-fails", "")
     done = daemon.busctl("call", *NAME, "org.kdump.Kdump1", "TestCrash")
@@ -190,6 +196,7 @@ def test_no_test_crash_while_it_would_not_be_captured(daemon: RunningDaemon, mac
     assert not (machine.path / "crashed").exists()
 
 
+@pytest.mark.promise("test-proves")
 def test_what_was_captured_with_this_very_kernel_proves_it(
     daemon: RunningDaemon, machine: MachineRoot, bus: PrivateBus
 ) -> None:

@@ -55,6 +55,7 @@ def _entries(daemon: RunningDaemon) -> dict[str, dict[str, Any]]:
     }
 
 
+@pytest.mark.promise("settings-at-once")
 def test_each_setting_can_be_set_is_in_force_and_reset(daemon: RunningDaemon, machine: MachineRoot) -> None:
     for setting in SETTINGS:
         value = OTHER_VALUES[setting.key]
@@ -139,6 +140,7 @@ def test_what_cannot_be_put_to_use_changes_nothing(
 
 
 @pytest.mark.usefixtures("polkit")
+@pytest.mark.promise("settings-at-once", "kernel-refuses")
 def test_a_load_that_fails_is_undone_in_file_and_kernel(bus: PrivateBus, machine: MachineRoot) -> None:
     daemon = RunningDaemon(bus, machine, "stopped", "0", "99")  # EADDRNOTAVAIL at the second load
     before = daemon.read("CommandLine")

@@ -453,6 +453,7 @@ def test_vmcoreinfo(machines: list[Machine], cores: list[Sample], data: st.DataO
 @_settings(50)
 @given(data=st.data())
 @pytest.mark.parametrize("compression", ["zstd", "zlib"])
+@pytest.mark.promise("any-dump-file")
 def test_kdump_compressed_files(dumps: dict[str, Sample], data: st.DataObject, compression: str) -> None:
     sample = dumps[compression]
     names = ["header", "sub header", "notes", "bitmaps", "descriptors", "descriptors", "pages", "pages"]
@@ -462,6 +463,7 @@ def test_kdump_compressed_files(dumps: dict[str, Sample], data: st.DataObject, c
 
 @_settings(40)
 @given(data=st.data())
+@pytest.mark.promise("any-dump-file")
 def test_flattened_files(dumps: dict[str, Sample], data: st.DataObject) -> None:
     sample = dumps["flattened"]
     with sample.damaged(data.draw(_edits(sample, ["header", "records", "records", "anything"]))) as path:

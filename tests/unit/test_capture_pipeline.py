@@ -96,6 +96,7 @@ def _same_pages(machine: MachineRoot, name: str) -> None:
             assert saved.image.read_physical(segment.physical, len(segment.content)) == content
 
 
+@pytest.mark.promise("kdump-zstd")
 def test_complete_dump_has_every_page(machine: MachineRoot) -> None:
     _settings(machine)
     record = _run(machine)
@@ -124,6 +125,7 @@ def test_complete_dump_has_every_page(machine: MachineRoot) -> None:
         ({"format": "elf", "compression": "lz4", "dump_level": "0"}, "vmcore.lz4", ("elf", "lz4")),
     ],
 )
+@pytest.mark.promise("elf", "elf-lz4", "kdump-zlib", "kdump-none")
 def test_every_form_has_every_page(
     machine: MachineRoot, settings: dict[str, str], name: str, form: tuple[str, str]
 ) -> None:
@@ -134,6 +136,7 @@ def test_every_form_has_every_page(
     _same_pages(machine, name)
 
 
+@pytest.mark.promise("never-lose-the-log")
 def test_contents_log_saves_the_log_alone(machine: MachineRoot) -> None:
     _settings(machine, contents="log")
     record = _run(machine)
@@ -151,6 +154,7 @@ def test_pages_that_cannot_be_told_apart_are_all_kept(machine: MachineRoot) -> N
     _same_pages(machine, "vmcore")
 
 
+@pytest.mark.promise("steps-down", "never-lose-the-log", "target-full")
 def test_too_little_room_for_what_is_configured(
     machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +168,7 @@ def test_too_little_room_for_what_is_configured(
     assert sorted(path.name for path in folder.iterdir()) == ["dmesg.txt", "record.json"]
 
 
+@pytest.mark.promise("engine-missing")
 def test_without_the_engine_the_copy_equals_the_source(
     machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +196,7 @@ def test_without_the_engine_the_copy_equals_the_source(
     assert record.peak_resident_kib == 21000
 
 
+@pytest.mark.promise("only-the-right-person")
 def test_only_root_can_read_it(machine: MachineRoot) -> None:
     _settings(machine)
     _run(machine)
@@ -208,6 +214,7 @@ def test_second_crash_in_the_same_second_keeps_the_first(machine: MachineRoot) -
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"config": 3}', '{"config": {"target": "nowhere", "compression": 5}}']
 )
+@pytest.mark.promise("bad-settings")
 def test_damaged_settings_cost_no_dump(
     machine: MachineRoot, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +254,7 @@ def test_target_that_is_no_folder_leaves_a_record_elsewhere(machine: MachineRoot
     assert (saved.state, saved.problems) == (record.state, record.problems)
 
 
+@pytest.mark.promise("target-missing")
 def test_target_not_mounted_is_not_written_to(machine: MachineRoot) -> None:
     document = {
         "config": {"target": "/mnt/dumps", "keep_free_bytes": 0},
@@ -272,6 +280,7 @@ def _full_after(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     monkeypatch.setattr(local, "check_room", full_at_last)
 
 
+@pytest.mark.promise("no-broken-dump-as-good", "target-full", "incomplete-says-so")
 def test_full_target_keeps_what_it_has_and_says_incomplete(
     machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +348,7 @@ def test_full_target_and_a_plain_copy(machine: MachineRoot, monkeypatch: pytest.
         assert image.stat().st_size == (machine.path / "proc/vmcore").stat().st_size
 
 
+@pytest.mark.promise("no-broken-dump-as-good")
 def test_interrupted_capture_is_incomplete(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     _settings(machine)
 
@@ -351,6 +361,7 @@ def test_interrupted_capture_is_incomplete(machine: MachineRoot, monkeypatch: py
     assert [problem.reason for problem in record.problems] == ["interrupted"]
 
 
+@pytest.mark.promise("no-broken-dump-as-good", "read-back")
 def test_image_changed_on_disk_is_never_called_good(
     machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +384,7 @@ def test_image_changed_on_disk_is_never_called_good(
 @pytest.mark.parametrize(
     ("settings", "library"), [({}, "zstandard"), ({"format": "elf", "compression": "lz4"}, "lz4.frame")]
 )
+@pytest.mark.promise("engine-missing")
 def test_missing_compression_library_costs_no_dump(
     machine: MachineRoot, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], library: str
 ) -> None:

@@ -47,6 +47,7 @@ def test_shipped_specimen_is_what_the_builder_makes() -> None:
     assert SHIPPED.stat().st_size < 64 << 10
 
 
+@pytest.mark.promise("image-is-current")
 def test_trial_of_the_specimen(folder: Path) -> None:
     code, said, errors = _run(folder)
     assert (code, errors, set(said["captures"])) == (0, "", FORMS)

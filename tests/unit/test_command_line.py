@@ -99,6 +99,7 @@ def test_similar_names_stay() -> None:
     )
 
 
+@pytest.mark.promise("never-hang")
 def test_every_architecture_boots_into_the_capture_and_comes_back() -> None:
     for machine in ("x86_64", "aarch64", "ppc64le", "s390x", "riscv64"):
         words = added_words(machine)
@@ -146,6 +147,7 @@ def _small(running: str, config: Config | None = None) -> list[str]:
         "systemd.verity=yes",
     ],
 )  # fmt: skip
+@pytest.mark.promise("small-image")
 def test_small_image_knows_nothing_of_productions_root(word: str) -> None:
     words = _small(f"quiet {word} console=ttyS0,115200n8")
     assert word not in words

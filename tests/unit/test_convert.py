@@ -117,6 +117,7 @@ def whole_dumps(core: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.mark.parametrize("target", ["elf none", "elf lz4", "kdump zlib", "flattened"])
 @pytest.mark.parametrize("source", ["elf", "elf none", "elf lz4", "kdump zstd", "flattened"])
+@pytest.mark.promise("any-dump-file")
 def test_every_page_on_every_way(
     machine: Machine, whole_dumps: dict[str, Path], out: Path, source: str, target: str
 ) -> None:

@@ -365,6 +365,7 @@ def test_lockup_that_another_processor_reports() -> None:
     ],
     ids=lambda names: names[0],
 )
+@pytest.mark.promise("same-bug")
 def test_same_bug_has_the_same_signature(names: tuple[str, ...]) -> None:
     assert len({_identify(name).signature for name in names}) == 1
 

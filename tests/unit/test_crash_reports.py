@@ -77,6 +77,7 @@ def _report(machine: MachineRoot, limit: int = 0) -> int:
     return report_crashes(KernelFiles(machine.path), TARGET, limit)
 
 
+@pytest.mark.promise("journal-tells")
 def test_each_is_reported_once(machine: MachineRoot, journal: _Journal) -> None:
     put_dump(machine, 1)
     assert (_report(machine), _report(machine)) == (1, 0)
@@ -133,6 +134,7 @@ def test_target_that_was_away_for_a_while_reports_nothing_anew(machine: MachineR
     assert _report(machine) == 0
 
 
+@pytest.mark.promise("same-bug")
 def test_same_bug_is_counted(machine: MachineRoot, journal: _Journal) -> None:
     put_dump(machine, 1)
     put_dump(machine, 2, signature="another", crash_kind="oops")
@@ -154,6 +156,7 @@ def test_same_bug_is_counted(machine: MachineRoot, journal: _Journal) -> None:
     assert "KDUMP_SAME_BUG_FIRST" not in told[name_of(2)][1]
 
 
+@pytest.mark.promise("same-bug")
 def test_deleted_crash_still_counts_as_the_same_bug(machine: MachineRoot, journal: _Journal) -> None:
     folder = put_dump(machine, 1)
     _report(machine)

@@ -251,6 +251,7 @@ def test_a_damaged_file_ends_the_search_for_its_build_id(tmp_path: Path) -> None
         f"lib/modules/{RELEASE}/build/vmlinux",
     ],
 )
+@pytest.mark.promise("debug-finds-symbols")
 def test_symbols_are_found(tmp_path: Path, place: str) -> None:
     path = tmp_path / place
     path.parent.mkdir(parents=True)
@@ -262,6 +263,7 @@ def test_symbols_are_found(tmp_path: Path, place: str) -> None:
         assert (unknown.path, unknown.fits) == (path, False)
 
 
+@pytest.mark.promise("debug-finds-symbols")
 def test_symbols_of_another_build_are_not_taken(tmp_path: Path) -> None:
     for place in (f"usr/lib/debug/boot/vmlinux-{RELEASE}", f"lib/modules/{RELEASE}/build/vmlinux"):
         (tmp_path / place).parent.mkdir(parents=True)

@@ -44,6 +44,7 @@ def _triggered(machine: MachineRoot) -> str:
     return (machine.path / TRIGGER).read_text()
 
 
+@pytest.mark.promise("on-request")
 def test_crash_now_syncs_and_crashes(machine: MachineRoot) -> None:
     _announce(machine)
     crash_now(machine.path)

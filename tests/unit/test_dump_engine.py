@@ -165,6 +165,7 @@ def few_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_deaths")
+@pytest.mark.promise("unreadable-pages", "never-hang")
 def test_many_deadly_pages_cost_batches_but_it_ends(machine: Machine) -> None:
     faults = dict.fromkeys((*range(0x300, 0x3F0), 0x510), kills)
     found, deaths = _read(PagesOfMachine(ImageOfMachine(machine), faults=faults), [(0x200, 0x600)])
@@ -191,6 +192,7 @@ FORMATS = [("kdump", "zstd"), ("kdump", "zlib"), ("kdump", "none"), ("elf", "non
 
 
 @pytest.mark.parametrize(("dump_format", "compression"), FORMATS)
+@pytest.mark.promise("unreadable-pages")
 def test_bad_pages_are_told_and_the_rest_is_saved(
     machine: Machine, tmp_path: Path, dump_format: str, compression: str
 ) -> None:
@@ -436,6 +438,7 @@ def test_a_sound_file(dumped: tuple[PagesOfMachine, Survey, Path]) -> None:
     assert 900 < _verify(dumped, every_page=False) <= SAMPLE_PAGES
 
 
+@pytest.mark.promise("read-back")
 def test_one_wrong_byte(dumped: tuple[PagesOfMachine, Survey, Path]) -> None:
     source, _, path = dumped
     content = bytearray(4096)

@@ -93,6 +93,7 @@ def test_headers_are_those_of_the_source_cut_where_pages_are_left_out(source: Pa
             assert next(oracle.iter_segments("PT_NOTE")).data() == core.note_segment
 
 
+@pytest.mark.promise("elf")
 def test_pages_that_are_kept_and_no_others(source: Path, tmp_path: Path) -> None:
     dump = _dump(source, KEPT, tmp_path / "dump")
     for pfn in (*KEPT, 0x108, 0x112, 0x410, 0x800, 0x9FF):
@@ -235,6 +236,7 @@ def test_loads_that_make_no_core(loads: list[ProgramHeader], message: str | None
             plan_elf(kept, PAGE, loads, b"", 62)
 
 
+@pytest.mark.promise("incomplete-says-so")
 def test_a_dump_that_is_cut_off_opens(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "dump"
     with Vmcore(source) as core:

@@ -84,6 +84,7 @@ def test_another_kernels_image_is_none(machine: MachineRoot) -> None:
     assert _choose(machine).remark == "image-building"
 
 
+@pytest.mark.promise("root-serves")
 def test_neither_image_nor_tools(machine: MachineRoot) -> None:
     (machine.path / DRACUT).unlink()
     found = _choose(machine)
@@ -147,6 +148,7 @@ def test_image_that_lacks_a_driver_of_the_states_disk_will_do_for_now(machine: M
     assert found.wanted is not None and "ahci" in found.wanted.drivers
 
 
+@pytest.mark.promise("image-damaged")
 def test_damaged_image_is_passed_over(machine: MachineRoot) -> None:
     older = put_image(machine, b"older", built="2026-11-20T04:00:00Z", drivers=(*SMALL_IMAGE_DRIVERS, "xfs"))
     put_image(machine).write_bytes(b"smashed")
@@ -166,6 +168,7 @@ def test_settings_of_the_unit_make_another_image(machine: MachineRoot) -> None:
     assert _choose(machine).remark == ""
 
 
+@pytest.mark.promise("root-serves")
 def test_target_that_needs_more_than_a_driver(machine: MachineRoot) -> None:
     put_image(machine)
     machine.set_mounts(

@@ -43,6 +43,7 @@ def _open(path: Path, content: bytes, *, truncated_ok: bool = False) -> Flattene
     return FlattenedFile(PlainFile(path), truncated_ok=truncated_ok)
 
 
+@pytest.mark.promise("flattened")
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     stream = io.BytesIO()
     sink = FlattenedSink(stream)

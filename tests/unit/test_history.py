@@ -33,6 +33,7 @@ def _presences(machine: MachineRoot, target: str = TARGET) -> dict[str, str]:
     return {dump.name: str(dump.presence) for dump in catalogue(machine.path, target)}
 
 
+@pytest.mark.promise("same-bug")
 def test_record_survives_its_dump(machine: MachineRoot) -> None:
     folder = put_dump(machine, 1)
     put_dump(machine, 2)

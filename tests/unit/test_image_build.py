@@ -78,6 +78,7 @@ def _refused(machine: MachineRoot) -> ImageNotBuilt:
 @pytest.mark.parametrize(
     "missing", ["usr/bin/dracut", "usr/lib/dracut/modules.d/99kdump-service/module-setup.sh"]
 )
+@pytest.mark.promise("build-fails")
 def test_no_dracut(machine: MachineRoot, missing: str) -> None:
     (machine.path / missing).unlink()
     error = _refused(machine)
@@ -86,6 +87,7 @@ def test_no_dracut(machine: MachineRoot, missing: str) -> None:
     assert _names(machine) == {"lock"}
 
 
+@pytest.mark.promise("build-fails")
 def test_no_room(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.statvfs(machine.path)
     blocks = (250 << 20) // real.f_frsize
@@ -603,6 +605,7 @@ def test_what_lies_below_the_mount_is_removed(
     assert removed == f"{usr} -rf ./early {tmp_path}/machine/kdump/early\n"
 
 
+@pytest.mark.promise("never-hang", "driver-hangs")
 def test_driver_that_waits_for_ever_does_not_hold_up_the_reboot(
     started_init: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
@@ -754,6 +757,7 @@ def test_unit_that_fails_says_why(machine: MachineRoot, unit: Callable[[object],
 
 
 @pytest.mark.parametrize("left", ["", "{", {"stage": "packing"}, {"error": 7, "hint": ""}, [1]])
+@pytest.mark.promise("build-fails")
 def test_unit_that_was_killed(machine: MachineRoot, unit: Callable[[object], None], left: object) -> None:
     unit(left)
     with pytest.raises(ImageNotBuilt, match="exit status 1") as caught:

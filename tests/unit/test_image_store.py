@@ -65,6 +65,7 @@ def test_drivers_of_watchdogs_may_be_more_than_are_needed(machine: MachineRoot, 
     assert Manifest.from_json(manifest.to_json(), manifest.path) == manifest
 
 
+@pytest.mark.promise("image-is-current")
 def test_source_of_other_content_is_told(machine: MachineRoot, store: ImageStore) -> None:
     put_image(machine)
     path = machine.path / SOURCE
@@ -124,6 +125,7 @@ def _truncate(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_flip, _truncate, Path.unlink, lambda path: path.write_bytes(b"")])
+@pytest.mark.promise("image-damaged")
 def test_damaged_image_is_not_used(
     machine: MachineRoot, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -90,6 +90,7 @@ def _open_in_drgn(path: Path) -> drgn.Program:
     ids=str,
 )
 @pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.promise("opens-in-debuggers", "kdump-zstd", "kdump-zlib", "kdump-none")
 def test_drgn_reads_every_page(tmp_path: Path, architecture: X86_64 | Aarch64, compression: str) -> None:
     machine = _machine(architecture)
     dump = tmp_path / "dump"
@@ -167,6 +168,7 @@ def test_a_compression_that_we_cannot_undo(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("crash"), reason="crash is not installed")
 @pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.promise("opens-in-debuggers")
 def test_crash_knows_the_kernel(machine: Machine, tmp_path: Path, compression: str) -> None:
     dump_machine(machine, tmp_path / "dump", DumpOptions(31, "kdump", compression))
     command = ["crash", "--osrelease", str(tmp_path / "dump")]
@@ -398,6 +400,7 @@ def _readable(machine: Machine, path: Path) -> set[int]:
     return found
 
 
+@pytest.mark.promise("incomplete-says-so", "no-broken-dump-as-good")
 def test_cut_off_at_any_point_while_it_was_written(
     machine: Machine, recorded: _RecordingSink, tmp_path: Path
 ) -> None:
@@ -466,6 +469,7 @@ def test_cut_off_within_headers_and_bitmaps(recorded: _RecordingSink, tmp_path: 
                 assert calls <= 1  # once the headers stand, it opens
 
 
+@pytest.mark.promise("incomplete-says-so")
 def test_drgn_opens_what_was_cut_off(machine: Machine, recorded: _RecordingSink, tmp_path: Path) -> None:
     path = tmp_path / "dump"
     kept = sorted(_in_order_of_writing(machine))
@@ -657,6 +661,7 @@ def _zstd_with_window(log: int) -> bytes:
     ],
     ids=["zlib", "zlib stored", "zstd", "zstd without size", "zstd with a large window", "raw"],
 )
+@pytest.mark.promise("any-dump-file")
 def test_pages_of_other_writers(flag: int, data: bytes) -> None:
     assert decompressor(flag, 4096)(data) == PAGE
 

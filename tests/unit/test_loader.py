@@ -84,6 +84,7 @@ def test_damaged_memory_means_load_anew(machine: MachineRoot, kernel: FakeKernel
         (errno.ENOTBLK, errors.CannotArm, "journalctl -k"),
     ],
 )
+@pytest.mark.promise("kernel-refuses")
 def test_each_errno_says_what_to_do(
     machine: MachineRoot, kernel: FakeKernel, code: int, kind: type[errors.CannotArm], word: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -114,6 +115,7 @@ def _arm64_image(image_size_mib: int) -> bytes:
 
 
 @pytest.mark.parametrize("image", [_x86_image, _arm64_image])
+@pytest.mark.promise("reservation-too-small")
 def test_what_just_fits_is_not_loaded(
     machine: MachineRoot, kernel: FakeKernel, image: Callable[[int], bytes]
 ) -> None:
@@ -179,6 +181,7 @@ def test_what_was_loaded_is_forgotten_before_the_kernel_drops_it(
     assert memory.exists()
 
 
+@pytest.mark.promise("kernel-refuses")
 def test_eperm_under_lockdown_is_a_matter_of_signatures(machine: MachineRoot, kernel: FakeKernel) -> None:
     machine.write("sys/kernel/security/lockdown", "none [integrity] confidentiality\n")
     kernel.failures = [errno.EPERM]

@@ -71,6 +71,7 @@ def _open(path: Path, content: bytes) -> Lz4File:
     return Lz4File(PlainFile(path))
 
 
+@pytest.mark.promise("elf-lz4")
 def test_lz4_gives_the_core_back(frames: Path, plain: bytes) -> None:
     assert _unpacked(frames) == plain
     assert frames.stat().st_size < len(plain) // 4
@@ -103,6 +104,7 @@ def test_more_than_the_cache_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.promise("incomplete-says-so")
 def test_what_is_cut_off_opens_and_says_so(
     source: Path, tmp_path: Path, plain: bytes, streamed: bool
 ) -> None:

@@ -49,6 +49,7 @@ def test_start_arms_and_tells(bench: _Bench) -> None:
     assert bench.changes[-1].summary().startswith("Armed: ")
 
 
+@pytest.mark.promise("restart-stays-armed")
 def test_restart_loads_nothing_anew(bench: _Bench) -> None:
     bench.manager.start()
     again = bench.restarted()
@@ -76,6 +77,7 @@ def test_new_initramfs_is_loaded_at_reload(bench: _Bench) -> None:
     assert len(bench.kernel.loads) == 2
 
 
+@pytest.mark.promise("kernel-refuses")
 def test_refused_change_brings_the_previous_one_back(bench: _Bench) -> None:
     bench.manager.start()
     bench.machine.write("etc/kdump-service.conf", "[Kernel]\nCommandLineAppend=new\n")
@@ -136,6 +138,7 @@ def test_refused_twice_is_not_armed(bench: _Bench) -> None:
     assert bench.manager.status().state is ArmState.NOT_ARMED
 
 
+@pytest.mark.promise("bad-settings")
 def test_start_with_garbage_configuration_arms_and_says_so(bench: _Bench) -> None:
     bench.machine.write("etc/kdump-service.conf", "[Kernel]\nnonsense\nCommandLineAppend=good\n")
     bench.manager.start()

@@ -236,6 +236,7 @@ def _one_of_each(generation: str) -> tuple[ImageOfMachine, Makedumpfile]:
 
 @pytest.mark.parametrize("level", range(0, 32, 2))
 @pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.promise("same-pages")
 def test_every_level_of_every_generation(generation: str, level: int) -> None:
     image, model = _one_of_each(generation)
     source = PagesOfMachine(image)
@@ -556,6 +557,7 @@ def test_random_mixes(mix: tuple[Machine, int], level: int) -> None:
 
 @pytest.mark.skipif(not shutil.which("makedumpfile"), reason="makedumpfile is not installed")
 @pytest.mark.parametrize("level", [0, 12, 31])
+@pytest.mark.promise("same-pages")
 def test_as_makedumpfile_itself(tmp_path: Path, level: int) -> None:
     # Debian's 1.7.2 knows 5.10.
     machine = Machine(memory=[(MIB, 63 * MIB)], generation="5.10")

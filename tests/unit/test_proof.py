@@ -135,6 +135,7 @@ def _record(
         ([_record(1, state=DumpState.FAILED, test=True)], "unproven", None),
     ],
 )
+@pytest.mark.promise("test-proves")
 def test_what_records_prove(
     tmp_path: Path, records: list[DumpRecord], level: str, second: int | None
 ) -> None:

@@ -340,6 +340,7 @@ FAULTS: list[tuple[str, Fault]] = [
 
 
 @pytest.mark.parametrize(("code", "fault"), FAULTS, ids=[f"{n}-{code}" for n, (code, _) in enumerate(FAULTS)])
+@pytest.mark.promise("check-tells")
 def test_each_fault_is_found_by_its_code(bench: _Bench, code: str, fault: Fault) -> None:
     fault(bench)
     problems = bench.problems()

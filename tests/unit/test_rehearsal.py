@@ -463,6 +463,7 @@ def test_what_to_reserve_instead(reserved: int, more: int) -> None:
     assert larger_bytes(reserved * MIB) == more * MIB
 
 
+@pytest.mark.promise("rehearse")
 def test_each_failure_has_its_reason(armed: Armed, tmp_path: Path) -> None:
     crashed = _lines(UP, _told(CRASHING))
     complete = _put_record(tmp_path / "a")

@@ -150,6 +150,7 @@ def test_twice_is_as_once(system: tuple[BootTree, str]) -> None:
     assert (tree.all_files(), tree.ran) == (after, [])
 
 
+@pytest.mark.promise("reserve-and-revert", "grub", "systemd-boot", "u-boot", "unified-image")
 def test_there_and_back(system: tuple[BootTree, str]) -> None:
     tree, kind = system
     before = _without_images(tree)
@@ -352,6 +353,7 @@ def test_ways_into_u_boot_menu(tree: BootTree, files: dict[str, str], changed: s
     assert ("quiet" in line) is (not any("rw" in text for text in files.values()))
 
 
+@pytest.mark.promise("u-boot")
 def test_extlinux_by_hand(tree: BootTree) -> None:
     text = f"default l0\nlabel l0\n\tappend {ROOT} ro\nlabel other\n\tappend root=/dev/other ro\n"
     tree.write("boot/extlinux/extlinux.conf", text)

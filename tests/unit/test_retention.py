@@ -85,6 +85,7 @@ def test_kept_ones_are_passed_over_but_take_room() -> None:
     assert _planned(candidates, Limits(max_use_bytes=399)) == [(1, "MaxUse")]
 
 
+@pytest.mark.promise("dumps-kept-and-deleted")
 def test_newest_whole_dump_stays() -> None:
     failed = [_candidate(number, state=DumpState.FAILED) for number in range(2, 5)]
     candidates = [_candidate(0), _candidate(1), *failed]

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.budget import guests
+
 __all__ = ["Cache", "digest", "digest_tree", "say", "set_reporter", "slow_step"]
 
 
@@ -100,7 +102,7 @@ class Cache:
                 unfinished = self.folder / f".unfinished-{kind}-{key}"
                 shutil.rmtree(unfinished, ignore_errors=True)
                 unfinished.mkdir()
-                with slow_step(doing):
+                with slow_step(doing), guests.making(f"{kind}-{key}"):
                     build(unfinished)
                 unfinished.rename(final)
             os.utime(final)

@@ -15,6 +15,8 @@ from typing import Protocol, Unpack
 
 import pytest
 
+from tests.budget import guests
+
 from .boot_disk import BootLoader
 from .cache import say, set_reporter
 from .debuggers import OpenDump
@@ -135,6 +137,7 @@ def pytest_runtest_makereport(
         # At once, too: whoever stops the run before its end loses the summary.
         say(f"{item.name}: {call.excinfo.typename}: {(str(call.excinfo.value).splitlines() or [''])[0]}")
         if lost:
+            guests.COUNTED.lost += 1
             # Its message ends with the console already; a traceback through the harness says nothing.
             report.longrepr = f"machine lost: {call.excinfo.value}"
             report.user_properties.append(("machine", "lost"))

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypedDict, TypeVar, Unpack
 
+from tests.budget import guests
+
 from .cache import say
 from .channel import Console, ConsoleLine, JsonLines, Message
 from .disk import (
@@ -40,6 +42,7 @@ __all__ = [
     "PLANTED_COMMAND",
     "CommandFailed",
     "Crash",
+    "Environment",
     "Machine",
     "MachineLost",
     "MachineOptions",
@@ -47,6 +50,7 @@ __all__ = [
 ]
 
 Crash = Literal["sysrq", "null_dereference", "nmi"]
+Environment = Literal["initramfs", "rootfs"]  # of the capture boot
 T = TypeVar("T")
 
 PLANTED_COMMAND = "kdump-victim"
@@ -85,7 +89,7 @@ class MachineOptions(TypedDict, total=False):
     crashkernel: str | None  # "256M"; None: the kernel reserves nothing
     command_line: str  # words after the usual ones
     agent_in_capture: bool  # False; True: the capture boot can be talked to
-    environment: Literal["initramfs", "rootfs"]  # of the capture boot; "initramfs", but with agent_in_capture
+    environment: Environment  # "initramfs", but with agent_in_capture
     files: Mapping[str, bytes]  # guest path -> content, put on the disk before the first boot
     qemu_arguments: Sequence[str]
 
@@ -388,6 +392,7 @@ class Machine:
             command = f"exec {victim} -c 'echo 1 > /sys/module/null_dereference/parameters/trigger'"
         else:
             self.run("echo 1 > /proc/sys/kernel/unknown_nmi_panic")
+            self._count_capture()
             at = time.monotonic()
             self.inject_nmi()
             return at
@@ -395,9 +400,15 @@ class Machine:
 
     def crash_by(self, command: str) -> float:
         """Spawn a command of which the kernel panics; answers with the host time of asking for it."""
+        self._count_capture()
         at = time.monotonic()
         self.spawn(command)
         return at
+
+    def _count_capture(self) -> None:
+        """A crash of the capture kernel is none."""
+        if self.boots[-1].mode == "production":
+            guests.COUNTED.captures += 1
 
     def inject_nmi(self) -> None:
         """Send a non-maskable interrupt to every CPU, as a management board would."""
@@ -484,11 +495,15 @@ class Machine:
             if not boots:
                 self.stalled = True
                 say("production's kernel hangs in the emulation: the machine is reset, once")
+                guests.COUNTED.hangs += 1
+                guests.COUNTED.boots += 1
                 self.execute("system_reset")
                 deadline = time.monotonic() + timeout_sec
                 continue
             boot = boots[0]
             self._seen += 1
+            if boot.mode == "production":
+                guests.COUNTED.boots += 1
             if boot.mode == mode:
                 return boot
             if mode == "capture":

@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, Self, TypedDict, Unpack
+from typing import Self, TypedDict, Unpack
+
+from tests.budget import guests
 
 from .cache import Cache, digest
 from .disk import AGENT_IN_CAPTURE, Disk, copy_image
 from .events import Boot, MachineLost
-from .machine import ENVIRONMENT_FILE, ROOTFS, Machine
+from .machine import ENVIRONMENT_FILE, ROOTFS, Environment, Machine
 from .qemu import Memory, qemu_version
 
 __all__ = ["RestoredMachine", "RestoredOptions", "Snapshot", "armed_snapshot"]
@@ -96,7 +98,7 @@ class RestoredOptions(TypedDict, total=False):
 
     files: Mapping[str, bytes]  # guest path -> content: settings and units, in force when it is up
     agent_in_capture: bool
-    environment: Literal["initramfs", "rootfs"]
+    environment: Environment
     disks: Sequence[Path]  # images of further disks
 
 
@@ -133,12 +135,13 @@ class RestoredMachine(Machine):
         # Nobody says hello: to the guest nothing has happened.
         self.boots.append(replace(self._snapshot.boot, at=time.monotonic()))
         self._seen = 1
+        guests.COUNTED.restored += 1
         for image in self._disks:
             self.add_disk(image)
         for path, content in self._put.items():
             self.put(path, content)
-        if any(path.startswith(("/etc/systemd/", "/etc/fstab")) for path in self._put):
+        if any(path.startswith("/etc/systemd/") for path in self._put):
             self.run("systemctl daemon-reload")
-        if self._put:
+        if any(path.startswith("/etc/kdump-service.conf") for path in self._put):
             self.run("systemctl reload kdump.service")
         return self

@@ -24,6 +24,7 @@ from .machine import PLANTED_COMMAND
 from .makedumpfile import Makedumpfile, former_names
 from .reference import GUESTS, Reference, reference_vmcore
 from .symbols import vmlinux
+from .tree import SUITE
 
 LEVELS = range(32)
 ZERO, CACHE, CACHE_PRIVATE, USER, FREE = 1, 2, 4, 8, 16  # makedumpfile(8), -d
@@ -41,7 +42,12 @@ class Oracle:
     kept: list[Bits]  # bitmap 2, for each level
 
 
-@pytest.fixture(scope="module", params=list(GUESTS))
+def _kernel(suite: str) -> object:
+    """One kernel is compared in `make test`, the others in a part of their own."""
+    return pytest.param(suite, marks=() if suite == SUITE else pytest.mark.part("kernels"))
+
+
+@pytest.fixture(scope="module", params=[_kernel(suite) for suite in GUESTS])
 def oracle(lab_base: Lab, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Oracle:
     work = tmp_path_factory.mktemp("oracle")
     makedumpfile = Makedumpfile(lab_base.cache)
@@ -126,6 +132,7 @@ def test_reference_has_every_class(oracle: Oracle) -> None:
     assert oracle.memory.sum() - kept[CACHE_PRIVATE] > 10_000
 
 
+@pytest.mark.promise("same-pages")
 @pytest.mark.parametrize("level", LEVELS)
 def test_same_pages(oracle: Oracle, level: int, output: Path) -> None:
     convert(oracle.reference.vmcore, output, level, "--compression", "none")
@@ -159,6 +166,7 @@ def test_same_contents(oracle: Oracle, level: int, options: list[str], output: P
     assert not wrong, f"{len(wrong)} pages differ, the first one is {wrong[0]:#x}"
 
 
+@pytest.mark.promise("any-dump-file")
 def test_makedumpfile_reads_it(oracle: Oracle, output: Path) -> None:
     """A dump of everything, filtered anew by makedumpfile, is the dump that it makes of the vmcore."""
     convert(oracle.reference.vmcore, output, 0, "--compression", "zlib", "--compression-level", "1")
@@ -173,6 +181,7 @@ def test_makedumpfile_reads_it(oracle: Oracle, output: Path) -> None:
     filtered.unlink()
 
 
+@pytest.mark.promise("opens-in-debuggers")
 def test_debuggers_read_it(oracle: Oracle, lab_base: Lab, output: Path) -> None:
     """What is left out is missed by nobody who looks for the reason of a crash."""
     convert(oracle.reference.vmcore, output, EVERYTHING_BUT_KERNEL)

@@ -56,11 +56,13 @@ def reserve_and_crash(machine: Machine, boot_loader: BootLoader) -> None:
     assert files_that_reserve(machine, boot_loader) == []
 
 
+@pytest.mark.promise("grub", "reserve-and-revert")
+@pytest.mark.guest(boots=3, captures=1)
 @pytest.mark.parametrize(
     "boot_loader", ["grub-bios", pytest.param("systemd-boot", marks=pytest.mark.part("boot-loaders"))]
 )
 def test_reserve_and_crash(machine_factory: MachineFactory, boot_loader: BootLoader) -> None:
-    with machine_factory(boot_loader=boot_loader) as machine:
+    with machine_factory(boot_loader=boot_loader, cpus=1) as machine:
         reserve_and_crash(machine, boot_loader)
         firmware = machine.run("test -d /sys/firmware/efi", check=False).status == 0
         assert firmware == (boot_loader == "systemd-boot")
@@ -79,6 +81,8 @@ def kernel_install_has_the_image_built(machine: Machine) -> None:
     assert machine.run("grep -l crashkernel= /boot/efi/loader/entries/*", check=False).status == 1
 
 
+@pytest.mark.promise("grub")
+@pytest.mark.guest(boots=3, captures=1)
 @pytest.mark.part("boot-loaders")
 def test_secure_boot(machine_factory: MachineFactory) -> None:
     """Debian's generic kernel, signed by Debian, which locks itself down."""

@@ -59,6 +59,8 @@ def dump_to_the_second_disk(machine: Machine) -> None:
     assert image(machine).startswith(IMAGES)
 
 
+@pytest.mark.promise("root-destroyed", "small-image", "back-soon")
+@pytest.mark.guest(captures=1)
 def test_root_is_destroyed_before_the_crash(restored: RestoredFactory, second: Path) -> None:
     """The target lies on another disk, and needs nothing of the root."""
     with restored(disks=[second]) as machine:
@@ -75,6 +77,8 @@ def test_root_is_destroyed_before_the_crash(restored: RestoredFactory, second: P
     assert "Z-kdump-test" in name
 
 
+@pytest.mark.promise("target-missing", "never-lose-the-log")
+@pytest.mark.guest(captures=1)
 def test_target_is_gone_in_the_capture_boot(restored: RestoredFactory, second: Path) -> None:
     """Log and record go where production finds them."""
     with restored(disks=[second]) as machine:
@@ -90,6 +94,8 @@ def test_target_is_gone_in_the_capture_boot(restored: RestoredFactory, second: P
         assert "sysrq: Trigger a crash" in machine.get(f"{dump.path}/dmesg.txt").decode()
 
 
+@pytest.mark.promise("image-damaged", "root-serves")
+@pytest.mark.guest(seconds=200)
 @pytest.mark.part("images")
 def test_damaged_image_is_not_armed_and_built_anew(restored: RestoredFactory) -> None:
     """Changed, cut short, gone: the machine is armed all the same, with what there is."""
@@ -114,6 +120,8 @@ def test_damaged_image_is_not_armed_and_built_anew(restored: RestoredFactory) ->
         assert not codes(machine) & {"image-building", "image-outdated", "image-not-built"}
 
 
+@pytest.mark.promise("image-is-current", "settings-at-once")
+@pytest.mark.guest(seconds=120)
 def test_what_went_in_changes(restored: RestoredFactory) -> None:
     """Another version of a program that is in the image: the image is built anew, and the old one serves
     meanwhile. What is configured during the build is in force at once, and after it."""
@@ -142,6 +150,8 @@ def drivers_of_the_image(machine: Machine) -> set[str]:
     return set(manifest["recipe"]["drivers"])
 
 
+@pytest.mark.promise("image-is-current")
+@pytest.mark.guest(boots=1, captures=1, seconds=300)
 @pytest.mark.part("images")
 def test_settings_of_the_image_change_while_it_is_built(restored: RestoredFactory) -> None:
     """What was asked for first is built, and then what is asked for by now; whatever is the newest serves."""
@@ -171,6 +181,8 @@ def test_settings_of_the_image_change_while_it_is_built(restored: RestoredFactor
 PACK = "/usr/lib/python3/dist-packages/kdump_service/image/pack.py"
 
 
+@pytest.mark.promise("driver-hangs", "never-hang")
+@pytest.mark.guest(boots=1, captures=1, seconds=200)
 @pytest.mark.part("images")
 def test_driver_that_hangs_in_the_capture_boot(restored: RestoredFactory) -> None:
     """Before there is systemd, whose deadline would end it: the machine is back all the same. After half a
@@ -198,6 +210,8 @@ def test_driver_that_hangs_in_the_capture_boot(restored: RestoredFactory) -> Non
         assert machine.dumps() == []
 
 
+@pytest.mark.promise("build-fails")
+@pytest.mark.guest(seconds=200)
 @pytest.mark.part("images")
 def test_build_that_fails_leaves_the_machine_armed(restored: RestoredFactory) -> None:
     """No room for a build, a disk that gets full amid it, a build that is killed: told, with what to do; the
@@ -232,6 +246,8 @@ def test_build_that_fails_leaves_the_machine_armed(restored: RestoredFactory) ->
         assert (image(machine), machine.run("cat /sys/kernel/kexec_crash_loaded").stdout) == (before, "1\n")
 
 
+@pytest.mark.promise("root-serves", "build-fails")
+@pytest.mark.guest(seconds=20)
 def test_without_dracut(restored: RestoredFactory) -> None:
     """The root file system serves, and the state says why."""
     with restored() as machine:

@@ -25,7 +25,9 @@ def was_not_built_here(machine: Machine) -> bool:
     return machine.run(BUILDS, check=False).stdout.strip() in ("", "-- No entries --")
 
 
-@pytest.mark.part("kernels")
+@pytest.mark.promise("image-is-current")
+@pytest.mark.guest(boots=4, captures=1, seconds=100)
+@pytest.mark.part("machines")
 def test_kernel_is_upgraded_and_downgraded(lab: Lab) -> None:
     """dpkg tells the service of a kernel, whose image is built before its first boot."""
     disk = lab.disk_with(GENERIC)
@@ -78,7 +80,9 @@ def test_kernel_is_upgraded_and_downgraded(lab: Lab) -> None:
         assert was_not_built_here(machine)
 
 
-@pytest.mark.part("kernels")
+@pytest.mark.promise("elf")
+@pytest.mark.guest(boots=2, captures=1)
+@pytest.mark.part("machines")
 def test_memory_and_a_processor_are_plugged(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
     """What is loaded describes the machine of then, and is loaded anew; all below 4 GiB is the first module,
     so that the kernel takes what it needs from now on from the new one."""
@@ -122,7 +126,9 @@ def trixie(lab: Lab) -> Iterator[Lab]:
     shutil.rmtree(made.work, ignore_errors=True)
 
 
-@pytest.mark.part("kernels")
+@pytest.mark.promise("opens-in-debuggers", "never-hang")
+@pytest.mark.guest(boots=2, captures=1)
+@pytest.mark.part("machines")
 def test_trixie_with_8_gib_and_a_watchdog(trixie: Lab) -> None:
     """The watchdog would reset the machine amid the capture: systemd feeds it in production, and here too."""
     with trixie.machine(

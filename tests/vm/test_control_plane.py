@@ -37,6 +37,8 @@ def check(machine: Machine, status: int) -> dict[str, dict[str, str]]:
     return {problem["code"]: problem for problem in problems}
 
 
+@pytest.mark.promise("check-tells")
+@pytest.mark.guest(seconds=1)
 def test_a_healthy_machine_is_ready(armed: Machine) -> None:
     problems = check(armed, 0)
     grave = {code: problem for code, problem in problems.items() if problem["severity"] != "note"}
@@ -150,6 +152,8 @@ def looks(armed: Machine) -> Looks:
     return Looks(armed)
 
 
+@pytest.mark.promise("check-tells")
+@pytest.mark.guest(seconds=10)
 @pytest.mark.parametrize("code", FAULTS)
 def test_check_finds(armed: Machine, looks: Looks, code: str) -> None:
     """Each fault by its code, and gone when it is gone."""
@@ -165,6 +169,7 @@ def test_check_finds(armed: Machine, looks: Looks, code: str) -> None:
     assert code not in looks.anew()
 
 
+@pytest.mark.guest(seconds=1)
 def test_exposure_of_the_unit(armed: Machine) -> None:
     verdict = armed.run(
         "systemd-analyze security --no-pager kdump.service"
@@ -173,6 +178,7 @@ def test_exposure_of_the_unit(armed: Machine) -> None:
     assert float(verdict.stdout.split()[-1]) <= LARGEST_EXPOSURE
 
 
+@pytest.mark.guest(seconds=1)
 def test_idle(armed: Machine) -> None:
     """Memory as systemd counts it, and not one wake-up of any thread."""
     armed.run("systemctl restart kdump.service")
@@ -193,6 +199,8 @@ def test_idle(armed: Machine) -> None:
     assert int(memory[1]) <= LARGEST_IDLE_BYTES
 
 
+@pytest.mark.promise("contract")
+@pytest.mark.guest(seconds=1)
 def test_the_bus_restarts(armed: Machine) -> None:
     armed.run("systemctl restart dbus.service")
     armed.wait_until(
@@ -201,6 +209,8 @@ def test_the_bus_restarts(armed: Machine) -> None:
     assert armed.run("cat /sys/kernel/kexec_crash_loaded").stdout == "1\n"
 
 
+@pytest.mark.promise("settings-at-once")
+@pytest.mark.guest(seconds=1)
 def test_settings_over_the_bus(armed: Machine) -> None:
     """Effective at once, kept in one file, undone by reset; what cannot be used changes nothing."""
     armed.run("kdumpctl config set CommandLineAppend kdump_test.word")

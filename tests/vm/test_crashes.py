@@ -51,6 +51,16 @@ def production_tells_of_the_crash(machine: Machine, dump: GuestDump) -> None:
     assert "Dump saved: /var/crash/" in capture
 
 
+@pytest.mark.promise(
+    "sysrq",
+    "opens-in-debuggers",
+    "small-image",
+    "image-is-current",
+    "journal-tells",
+    "never-lose-the-log",
+    "only-the-right-person",
+)
+@pytest.mark.guest(boots=2, captures=1)
 def test_sysrq(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
     """The whole way: from the first boot to a machine that is back, and tells of its crash."""
     with machine_factory() as machine:
@@ -96,6 +106,8 @@ def test_sysrq(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
     assert dump.record["excluded_pages"]["user"] > 1000
 
 
+@pytest.mark.promise("oops", "elf", "elf-opens-in-gdb")
+@pytest.mark.guest(captures=1)
 def test_null_dereference(restored: RestoredFactory, open_dump: OpenDumpOf) -> None:
     """An oops; and the dump as an ELF core, which gdb opens too."""
     with restored(files={CONFIG: b"[Dump]\nFormat=elf\n"}) as machine:
@@ -113,6 +125,8 @@ def test_null_dereference(restored: RestoredFactory, open_dump: OpenDumpOf) -> N
     assert (gdb.release, gdb.threads) == (dump.record["kernel_release"], 2)
 
 
+@pytest.mark.promise("nmi")
+@pytest.mark.guest(captures=1)
 def test_nmi(restored: RestoredFactory, open_dump: OpenDumpOf) -> None:
     with restored() as machine:
         opened = open_dump(machine, crashed(machine, "nmi"))
@@ -121,6 +135,8 @@ def test_nmi(restored: RestoredFactory, open_dump: OpenDumpOf) -> None:
     assert "unknown_nmi_error" in drgn.stack
 
 
+@pytest.mark.promise("busy-machine", "elf-lz4")
+@pytest.mark.guest(captures=1)
 def test_busy_and_lz4(restored: RestoredFactory, open_dump: OpenDumpOf) -> None:
     """A machine that writes, reads, forks and computes when it dies; and the dump in LZ4 frames."""
     with restored(files={CONFIG: b"[Dump]\nFormat=elf\nCompression=lz4\n"}) as machine:
@@ -147,6 +163,8 @@ def test_busy_and_lz4(restored: RestoredFactory, open_dump: OpenDumpOf) -> None:
     assert "__crash_kexec" in opened.gdb().crashed_frames
 
 
+@pytest.mark.promise("sysrq")
+@pytest.mark.guest(boots=3, captures=2)
 @pytest.mark.part("captures")
 def test_two_in_a_row(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
     with machine_factory() as machine:

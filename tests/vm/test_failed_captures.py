@@ -1,24 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Captures that cannot succeed: the machine comes back all the same, and nothing passes for a whole dump."""
 
-import functools
-
 import pytest
 
 from .conftest import OpenDumpOf, RestoredFactory
-from .machine import PLANTED_COMMAND, Machine
+from .machine import PLANTED_COMMAND, Environment, Machine
 
 CONFIG = "/etc/kdump-service.conf.d/test.conf"
 SLOW = b"[Dump]\nContents=everything\nCompressionLevel=12\n"
 FALLBACK = "/var/lib/kdump-service/crash"
 ROOT = b"/dev/vda / ext4 errors=remount-ro 0 1\n"
 
-
-@pytest.fixture
-def restored(restored: RestoredFactory) -> RestoredFactory:
-    """Machines whose capture boot mounts production's root: what the small image does is in
-    test_capture_image."""
-    return functools.partial(restored, environment="rootfs")
+# Of the capture boot. In production's root it takes twice as long as in the small image.
+ENVIRONMENTS = ["initramfs", pytest.param("rootfs", marks=pytest.mark.part("captures"))]
 
 
 def crash_until_reset(machine: Machine) -> None:
@@ -28,6 +22,8 @@ def crash_until_reset(machine: Machine) -> None:
     assert machine.wait_until_off(since=asked).data["reason"] == "guest-reset"
 
 
+@pytest.mark.promise("steps-down")
+@pytest.mark.guest(captures=1)
 @pytest.mark.part("captures")
 def test_target_has_room_for_the_kernel_only(restored: RestoredFactory, open_dump: OpenDumpOf) -> None:
     with restored(files={CONFIG: b"[Dump]\nContents=everything\nCompression=none\n"}) as machine:
@@ -42,8 +38,11 @@ def test_target_has_room_for_the_kernel_only(restored: RestoredFactory, open_dum
     assert opened.drgn(PLANTED_COMMAND).comm == PLANTED_COMMAND
 
 
-def test_target_full(restored: RestoredFactory) -> None:
-    with restored() as machine:
+@pytest.mark.promise("target-full", "steps-down", "never-lose-the-log")
+@pytest.mark.guest(captures=1)
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_target_full(restored: RestoredFactory, environment: Environment) -> None:
+    with restored(environment=environment) as machine:
         machine.run("fallocate -l $(($(stat -f -c '%a * %S' /) - (132 << 20))) /filler && sync")
         crash_until_reset(machine)
         [dump] = machine.dumps()
@@ -53,8 +52,11 @@ def test_target_full(restored: RestoredFactory) -> None:
         assert dump.record["panic_message"] == "Kernel panic - not syncing: sysrq triggered crash"
 
 
-def test_target_read_only(restored: RestoredFactory) -> None:
-    with restored() as machine:
+@pytest.mark.promise("target-read-only", "never-lose-the-log")
+@pytest.mark.guest(captures=1)
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_target_read_only(restored: RestoredFactory, environment: Environment) -> None:
+    with restored(environment=environment) as machine:
         machine.put("/etc/fstab", ROOT + b"/var/crash /var/crash none bind,ro 0 0\n")
         machine.run("mkdir -p /var/crash && systemctl daemon-reload && mount /var/crash")
         machine.run("systemctl reload kdump.service && ! touch /var/crash/keep")
@@ -69,7 +71,15 @@ def test_target_read_only(restored: RestoredFactory) -> None:
         assert "target-unusable" in [problem["reason"] for problem in dump.record["problems"]]
 
 
-@pytest.mark.parametrize("blow", ["kill", "panic"])
+@pytest.mark.promise("never-hang", "incomplete-says-so", "no-broken-dump-as-good")
+@pytest.mark.guest(boots=1, captures=1)
+@pytest.mark.parametrize(
+    "blow",
+    [
+        pytest.param("kill", marks=pytest.mark.promise("capture-killed")),
+        pytest.param("panic", marks=pytest.mark.promise("panic-in-capture")),
+    ],
+)
 def test_cut_off_half_way(restored: RestoredFactory, blow: str) -> None:
     """The capture process is killed, or the capture kernel panics itself, while the image is written."""
     with restored(agent_in_capture=True, files={CONFIG: SLOW}) as machine:

@@ -65,12 +65,21 @@ def crash_and_drgn_agree(dump: OpenDump) -> None:
     assert {"panic", "sysrq_handle_crash"} <= set(crash.stack)
 
 
-@pytest.mark.parametrize("compression", ["zstd", "zlib", "none"])
+@pytest.mark.promise("opens-in-debuggers")
+@pytest.mark.parametrize(
+    "compression",
+    [
+        pytest.param("zstd", marks=pytest.mark.promise("kdump-zstd")),
+        pytest.param("zlib", marks=pytest.mark.promise("kdump-zlib")),
+        pytest.param("none", marks=pytest.mark.promise("kdump-none")),
+    ],
+)
 def test_kdump_compressed(lab_base: Lab, reference: Reference, work: Path, compression: str) -> None:
     dump = convert(reference.vmcore, work / "dump", "--compression", compression)
     crash_and_drgn_agree(opened(lab_base, reference, dump))
 
 
+@pytest.mark.promise("elf", "elf-opens-in-gdb")
 def test_elf_opens_in_gdb_too(lab_base: Lab, reference: Reference, work: Path) -> None:
     dump = convert(reference.vmcore, work / "core", "--format", "elf", "--verify")
     crash_and_drgn_agree(opened(lab_base, reference, dump))
@@ -80,6 +89,7 @@ def test_elf_opens_in_gdb_too(lab_base: Lab, reference: Reference, work: Path) -
     assert "VMCOREINFO" in listed.stdout
 
 
+@pytest.mark.promise("elf-lz4")
 def test_lz4_frames_unpack_to_the_same_elf(reference: Reference, work: Path) -> None:
     plain = convert(reference.vmcore, work / "core", "--format", "elf")
     packed = convert(reference.vmcore, work / "core.lz4", "--format", "elf", "--compression", "lz4")
@@ -87,6 +97,7 @@ def test_lz4_frames_unpack_to_the_same_elf(reference: Reference, work: Path) -> 
     assert subprocess.run(["cmp", str(plain), str(work / "unpacked")], check=False).returncode == 0
 
 
+@pytest.mark.promise("flattened")
 def test_flattened_is_rearranged_by_makedumpfile(lab_base: Lab, reference: Reference, work: Path) -> None:
     direct = convert(reference.vmcore, work / "direct", "--threads", "1")
     flattened = convert(reference.vmcore, work / "flattened", "--format", "flattened")
@@ -94,6 +105,7 @@ def test_flattened_is_rearranged_by_makedumpfile(lab_base: Lab, reference: Refer
     assert subprocess.run(["cmp", str(direct), str(work / "rearranged")], check=False).returncode == 0
 
 
+@pytest.mark.promise("any-dump-file")
 def test_kdump_compressed_becomes_elf(lab_base: Lab, reference: Reference, work: Path) -> None:
     """The format has no virtual addresses: they come from the page tables."""
     dump = convert(reference.vmcore, work / "dump", "--contents", "user")
@@ -102,6 +114,7 @@ def test_kdump_compressed_becomes_elf(lab_base: Lab, reference: Reference, work:
     assert opened(lab_base, reference, core).gdb().release == reference.tree.release
 
 
+@pytest.mark.promise("opens-in-debuggers")
 def test_libkdumpfile_agrees_on_every_page(reference: Reference, work: Path) -> None:
     """drgn reads kdump-compressed files by libkdumpfile."""
     dump = convert(reference.vmcore, work / "dump", "--contents", "user")
@@ -117,6 +130,7 @@ def test_libkdumpfile_agrees_on_every_page(reference: Reference, work: Path) -> 
     assert wrong == []
 
 
+@pytest.mark.promise("incomplete-says-so", "target-full")
 @pytest.mark.parametrize("suite", [SUITE, pytest.param("trixie", marks=pytest.mark.part("kernels"))])
 def test_dump_that_ran_out_of_space(lab_base: Lab, work: Path, suite: str) -> None:
     """It keeps what it has, says that it is incomplete, opens, and shows what crashed."""
@@ -155,6 +169,8 @@ def small_file_system(folder: Path, size_bytes: int) -> Iterator[None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.promise("any-dump-file")
+@pytest.mark.guest(seconds=20)
 def test_what_qemu_saves(restored: RestoredFactory, lab_base: Lab, work: Path) -> None:
     """A hypervisor's dump of a machine that did not crash, as ELF and as kdump-compressed file."""
     with restored() as machine:
@@ -179,6 +195,7 @@ def test_what_qemu_saves(restored: RestoredFactory, lab_base: Lab, work: Path) -
             }
 
 
+@pytest.mark.promise("any-dump-file")
 def test_log_and_inspection_of_a_dump(reference: Reference, work: Path) -> None:
     dump = convert(reference.vmcore, work / "dump")
     log = kdumpctl("log", dump).stdout

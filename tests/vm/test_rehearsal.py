@@ -65,6 +65,8 @@ def _rehearse(machine: MachineRoot) -> Rehearsal:
     return Rehearsal.from_json(answer["result"])
 
 
+@pytest.mark.promise("rehearse", "back-soon")
+@pytest.mark.guest(seconds=60)
 def test_what_is_armed_captures_a_crash(lab: Lab, capture_image: Path, tmp_path: Path) -> None:
     """Also where KVM can be opened and hangs; the command line names no console that QEMU has."""
     result = _rehearse(_armed_machine(lab, capture_image, tmp_path / "machine", 256))
@@ -75,6 +77,8 @@ def test_what_is_armed_captures_a_crash(lab: Lab, capture_image: Path, tmp_path:
     assert 1 << 20 < result.stored_bytes < 200 << 20
 
 
+@pytest.mark.promise("rehearse", "out-of-memory")
+@pytest.mark.guest(seconds=40)
 def test_a_capture_that_runs_out_of_memory_is_told(
     lab: Lab, capture_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +94,8 @@ def test_a_capture_that_runs_out_of_memory_is_told(
     assert 0 < result.seconds_to_reboot < 600
 
 
+@pytest.mark.promise("rehearse", "reservation-too-small")
+@pytest.mark.guest(seconds=20)
 def test_a_reservation_that_holds_no_kernel_is_told(
     lab: Lab, capture_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Capture boots that go wrong before or beside the capture: the machine comes back within a bounded time."""
 
-import functools
-
 import pytest
 
-from .conftest import MachineFactory, RestoredFactory
+from .conftest import RestoredFactory
 from .machine import Machine
 
 CONFIG = "/etc/kdump-service.conf.d/test.conf"
@@ -13,13 +11,6 @@ ROOT = b"/dev/vda / ext4 errors=remount-ro 0 1\n"
 FALLBACK = "/var/lib/kdump-service/crash"
 SHRINK = "systemctl stop kdump.service && echo $(({mib} << 20)) >/sys/kernel/kexec_crash_size"
 SMALL_RESERVATION = f"{SHRINK} && systemctl start kdump.service"
-
-
-@pytest.fixture
-def restored(restored: RestoredFactory) -> RestoredFactory:
-    """Machines whose capture boot mounts production's root: what the small image does is in
-    test_capture_image."""
-    return functools.partial(restored, environment="rootfs")
 
 
 def crash(machine: Machine) -> float:
@@ -35,9 +26,11 @@ def is_reset(machine: Machine, *, since: float, timeout_sec: float) -> None:
     assert event.data["reason"] == "guest-reset"
 
 
+@pytest.mark.promise("mount-fails", "never-hang", "back-soon")
+@pytest.mark.guest(captures=1)
 def test_file_system_that_does_not_mount(restored: RestoredFactory) -> None:
     """local-fs.target fails, systemd goes to emergency mode: the capture runs there, without a prompt."""
-    with restored() as machine:
+    with restored(environment="rootfs") as machine:
         machine.put("/etc/fstab", ROOT + b"/dev/vda /mnt vfat defaults 0 0\n")
         asked = crash(machine)
         machine.wait_for_console("Reached target emergency.target", since=asked)
@@ -47,10 +40,11 @@ def test_file_system_that_does_not_mount(restored: RestoredFactory) -> None:
         assert not any("password for maintenance" in text for text in said)
 
 
-@pytest.mark.part("captures")
+@pytest.mark.promise("mount-never-comes")
+@pytest.mark.guest(captures=1)
 def test_file_system_that_never_comes(restored: RestoredFactory) -> None:
     """Something else that production mounts never comes: the capture does not wait for it."""
-    with restored() as machine:
+    with restored(environment="rootfs") as machine:
         # As for a volume in crypttab whose passphrase nobody types.
         line = b"/dev/gone /mnt ext4 x-systemd.device-timeout=infinity 0 2\n"
         machine.put("/etc/fstab", ROOT + line)
@@ -59,10 +53,13 @@ def test_file_system_that_never_comes(restored: RestoredFactory) -> None:
         is_reset(machine, since=saved.at, timeout_sec=60)
 
 
+@pytest.mark.promise("capture-not-reached", "never-hang")
+@pytest.mark.guest(captures=1)
 def test_boot_that_never_reaches_the_capture(restored: RestoredFactory) -> None:
     """What the capture itself waits for never comes: the target's time limit ends the boot."""
     impatient = b"[Unit]\nJobTimeoutSec=15s\n"
-    with restored(files={"/etc/systemd/system/kdump-capture.target.d/test.conf": impatient}) as machine:
+    files = {"/etc/systemd/system/kdump-capture.target.d/test.conf": impatient}
+    with restored(environment="rootfs", files=files) as machine:
         line = b"/dev/gone /mnt ext4 noauto,x-systemd.device-timeout=infinity 0 2\n"
         machine.put("/etc/fstab", ROOT + line)
         # "noauto", so that production does not wait for it; the capture boot does, for as long as it may.
@@ -75,6 +72,8 @@ def test_boot_that_never_reaches_the_capture(restored: RestoredFactory) -> None:
         assert machine.dumps() == []
 
 
+@pytest.mark.promise("target-missing")
+@pytest.mark.guest(captures=1)
 def test_target_disk_is_missing(restored: RestoredFactory) -> None:
     """What held the target at arming is not there: nothing is written below its mount point."""
     with restored() as machine:
@@ -91,6 +90,8 @@ def test_target_disk_is_missing(restored: RestoredFactory) -> None:
         assert "/var/crash is not mounted" in dump.record["problems"][0]["message"]
 
 
+@pytest.mark.promise("capture-stalls", "never-hang", "no-broken-dump-as-good")
+@pytest.mark.guest(captures=1)
 def test_capture_that_stalls(restored: RestoredFactory) -> None:
     """No bytes move: the watchdog of the unit ends it. Its time is cut from two minutes to twenty seconds."""
     impatient = b"[Service]\nWatchdogSec=20s\n"
@@ -112,10 +113,13 @@ def test_capture_that_stalls(restored: RestoredFactory) -> None:
         assert sorted(dump.files) == ["dmesg.txt", "record.json", "vmcore.incomplete"]
 
 
+@pytest.mark.promise("out-of-memory")
+@pytest.mark.guest(captures=1)
+@pytest.mark.part("captures")
 def test_capture_kernel_without_memory(restored: RestoredFactory) -> None:
     """The images fit, but the capture boot cannot live in what is left. In 72M it would not come as far as to
     its panic=, and the service does not arm."""
-    with restored() as machine:
+    with restored(environment="rootfs") as machine:
         machine.run(SMALL_RESERVATION.format(mib=90))
         machine.wait_until_armed()
         asked = crash(machine)
@@ -123,18 +127,21 @@ def test_capture_kernel_without_memory(restored: RestoredFactory) -> None:
         assert all(dump.record["state"] != "complete" for dump in machine.dumps())
 
 
+@pytest.mark.promise("root-not-found", "never-hang")
+@pytest.mark.guest(captures=1)
 def test_root_is_not_found(restored: RestoredFactory) -> None:
     """The capture kernel's initramfs gives up: panic= on the command line makes it reboot instead of ask."""
     drop_in = b"[Kernel]\nCommandLineRemove=root\nCommandLineAppend=root=/dev/gone rootdelay=3\n"
-    with restored(files={CONFIG: drop_in}) as machine:
+    with restored(environment="rootfs", files={CONFIG: drop_in}) as machine:
         asked = crash(machine)
         machine.wait_for_console("/dev/gone does not exist", since=asked)
         machine.wait_until_off(since=asked)
         assert machine.dumps() == []
 
 
-@pytest.mark.part("captures")
-def test_panic_during_shutdown(machine_factory: MachineFactory) -> None:
+@pytest.mark.promise("panic-in-shutdown", "restart-stays-armed")
+@pytest.mark.guest(captures=1)
+def test_panic_during_shutdown(restored: RestoredFactory) -> None:
     """The service has stopped because the machine goes down; the crash kernel is loaded until the end."""
     # kdump.service starts early and stops late; what stops after it must, too.
     unit = b"""[Unit]
@@ -147,17 +154,16 @@ RemainAfterExit=yes
 ExecStart=/bin/true
 ExecStop=/bin/sh -c 'systemctl is-active --quiet kdump.service || echo c >/proc/sysrq-trigger'
 """
-    files = {"/etc/systemd/system/last-words.service": unit}
-    with machine_factory(files=files, environment="rootfs", cpus=1) as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
+    with restored(files={"/etc/systemd/system/last-words.service": unit}) as machine:
         machine.run("systemctl start last-words.service")
-        machine.spawn("systemctl poweroff")
-        machine.wait_for_boot()
+        machine.end_at_reset()
+        asked = machine.crash_by("systemctl poweroff")
+        machine.wait_until_off(since=asked)
         [dump] = machine.dumps()
         assert dump.record["state"] == "complete"
 
 
+@pytest.mark.guest(captures=1)
 def test_power_off_when_saved(restored: RestoredFactory) -> None:
     """OnSuccess= has its way over the unit's reboot."""
     with restored(files={CONFIG: b"[Action]\nOnSuccess=poweroff\n"}) as machine:
@@ -166,6 +172,7 @@ def test_power_off_when_saved(restored: RestoredFactory) -> None:
         assert machine.wait_until_off(since=asked).data["reason"] == "guest-shutdown"
 
 
+@pytest.mark.guest(captures=1)
 @pytest.mark.part("captures")
 def test_halt_when_saved(restored: RestoredFactory) -> None:
     """OnSuccess=halt: the machine stands still, for somebody who wants to look at it."""

@@ -68,6 +68,8 @@ WHO = {
 }
 
 
+@pytest.mark.promise("rights", "only-the-right-person")
+@pytest.mark.guest(seconds=60)
 @pytest.mark.parametrize("who", WHO)
 def test_who_may_do_what(machine: Machine, who: str) -> None:
     make_dump(machine)
@@ -96,6 +98,8 @@ def test_who_may_do_what(machine: Machine, who: str) -> None:
         assert "Permission denied" in read.stderr
 
 
+@pytest.mark.promise("rights")
+@pytest.mark.guest(seconds=1)
 def test_policy_of_sessions(machine: Machine) -> None:
     """What polkit itself says of each action, by kind of session."""
     told = machine.run("pkaction --verbose | grep -A 8 '^org.kdump.Kdump1'").stdout

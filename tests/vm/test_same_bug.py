@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import MachineFactory
+from .conftest import MachineFactory, RestoredFactory
 from .machine import Machine
 
 CRASH_RECORDED = "55792e44a9564d9080aa469de63bb5bc"
@@ -25,6 +25,8 @@ def entries(machine: Machine, message_id: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in machine.wait_until(command).stdout.splitlines()]
 
 
+@pytest.mark.promise("same-bug", "journal-tells", "only-the-right-person")
+@pytest.mark.guest(boots=4, captures=3)
 @pytest.mark.part("captures")
 def test_two_crashes_of_one_bug_and_one_of_another(machine_factory: MachineFactory) -> None:
     with machine_factory(cpus=1) as machine:
@@ -76,13 +78,13 @@ def test_two_crashes_of_one_bug_and_one_of_another(machine_factory: MachineFacto
         assert taken.status == 0
 
 
-def test_crash_on_request(machine_factory: MachineFactory) -> None:
+@pytest.mark.promise("on-request", "test-proves")
+@pytest.mark.guest(boots=1, captures=1)
+def test_crash_on_request(restored: RestoredFactory) -> None:
     """kdumpctl test: proof that this kernel, image and target carry a dump, until one of them changes."""
-    with machine_factory(cpus=1) as machine:
-        machine.wait_for_boot()
-        machine.wait_until_armed()
+    with restored() as machine:
         assert json.loads(machine.run("kdumpctl status --json").stdout)["ProvenLevel"] == "unproven"
-        machine.spawn("kdumpctl test --yes")
+        machine.crash_by("kdumpctl test --yes")
         machine.wait_for_boot()
         [dump] = listed(machine)
         assert dump["Test"] is True

@@ -33,6 +33,8 @@ def status(machine: Machine) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.promise("contract")
+@pytest.mark.guest(seconds=1)
 def test_state_on_the_bus(armed: Machine) -> None:
     said = status(armed)
     assert (said["State"], said["Reason"], said["Loaded"]) == ("armed", "", True)
@@ -45,6 +47,8 @@ def test_state_on_the_bus(armed: Machine) -> None:
     assert all(f".{name} " in described for name in ("State", "Reason", "Arm", "Disarm", "Reload"))
 
 
+@pytest.mark.promise("stop-disarms")
+@pytest.mark.guest(seconds=1)
 def test_stop_disarms_and_start_arms(armed: Machine) -> None:
     armed.run("systemctl stop kdump.service")
     assert armed.run(LOADED).stdout == "0\n"
@@ -52,6 +56,8 @@ def test_stop_disarms_and_start_arms(armed: Machine) -> None:
     assert armed.run(LOADED).stdout == "1\n"
 
 
+@pytest.mark.promise("restart-stays-armed")
+@pytest.mark.guest(seconds=1)
 def test_restart_leaves_no_gap(armed: Machine) -> None:
     # Watches in a tight loop; the file cannot be read while the kernel loads, which is no gap by itself.
     armed.run(
@@ -64,6 +70,8 @@ def test_restart_leaves_no_gap(armed: Machine) -> None:
     assert status(armed)["State"] == "armed"
 
 
+@pytest.mark.promise("restart-stays-armed")
+@pytest.mark.guest(seconds=1)
 def test_killed_daemon_leaves_the_kernel_armed(armed: Machine) -> None:
     before = armed.run("systemctl show -P MainPID kdump.service").stdout
     armed.run("systemctl kill --signal=KILL kdump.service")
@@ -75,6 +83,8 @@ def test_killed_daemon_leaves_the_kernel_armed(armed: Machine) -> None:
     armed.wait_until(told)
 
 
+@pytest.mark.promise("restart-stays-armed")
+@pytest.mark.guest(seconds=1)
 def test_killed_while_arming(armed: Machine) -> None:
     armed.run("systemctl stop kdump.service; systemctl start --no-block kdump.service")
     # While the kernel loads, it answers EBUSY to whoever asks.
@@ -87,6 +97,7 @@ def test_killed_while_arming(armed: Machine) -> None:
     assert status(armed)["State"] == "armed"
 
 
+@pytest.mark.guest(seconds=1)
 def test_reload_takes_a_new_command_line(armed: Machine) -> None:
     armed.put(DROP_IN, b"[Kernel]\nCommandLineAppend=kdump_test.word\n")
     armed.run("systemctl reload kdump.service")
@@ -95,6 +106,8 @@ def test_reload_takes_a_new_command_line(armed: Machine) -> None:
     assert "kdump_test.word" not in status(armed)["CommandLine"]
 
 
+@pytest.mark.promise("bad-settings")
+@pytest.mark.guest(seconds=1)
 def test_garbage_configuration(armed: Machine) -> None:
     before = status(armed)["CommandLine"]
     armed.put(DROP_IN, b"[Kernel]\nCommandLineAppend=kdump_test.word\n[Dump]\nCompression=\xff\n")
@@ -111,6 +124,8 @@ def test_garbage_configuration(armed: Machine) -> None:
     assert status(armed)["Reason"] == ""
 
 
+@pytest.mark.promise("kernel-refuses")
+@pytest.mark.guest(seconds=1)
 def test_refused_kernel_brings_the_previous_one_back(armed: Machine) -> None:
     """The kernel drops what was loaded before it looks at the new file, which is none that it can start."""
     before = status(armed)
@@ -128,6 +143,8 @@ def test_refused_kernel_brings_the_previous_one_back(armed: Machine) -> None:
 NO_PRIVILEGE = "echo 1 >/proc/sys/kernel/kexec_load_disabled"
 
 
+@pytest.mark.promise("kernel-refuses", "reservation-too-small")
+@pytest.mark.guest(seconds=20)
 @pytest.mark.parametrize(
     ("before", "reason", "advice"),
     [
@@ -155,6 +172,8 @@ def test_not_armed_but_up(restored: RestoredFactory, before: str, reason: str, a
             assert "kexec of unsigned images is restricted" in machine.run("dmesg").stdout
 
 
+@pytest.mark.promise("stop-disarms")
+@pytest.mark.guest(seconds=1)
 def test_asking_does_not_start_what_was_stopped(armed: Machine) -> None:
     armed.run("systemctl stop kdump.service")
     asked = armed.run("kdumpctl status", check=False)

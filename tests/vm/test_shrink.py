@@ -21,6 +21,7 @@ def shrunk_bytes(machine: Machine) -> int:
     return int(machine.run(f"cat {SIZE}").stdout)
 
 
+@pytest.mark.guest(boots=3, captures=2)
 @pytest.mark.part("captures")
 def test_a_crash_is_captured_in_what_is_left(machine_factory: MachineFactory) -> None:
     with machine_factory(cpus=1, crashkernel="256M") as machine:

@@ -13,14 +13,18 @@ PYTHON_SITE ?= $(PREFIX)/lib/python3/dist-packages
 VENV := .venv
 # Virtual machines at once. Each keeps one processor busy most of the time.
 VM_JOBS ?= 2
-VM_TESTS = $(VENV)/bin/pytest -n $(VM_JOBS) --dist worksteal --durations=0 --durations-min=60 tests/vm
+VM_TESTS = $(VENV)/bin/pytest -n $(VM_JOBS) --dist worksteal tests/vm
+# What each step of a run took, for tests/budget. Made anew by each run.
+LEDGER := build/ledger
+PART ?=
+PARTS = $(shell sed -n 's/^\[part\.\(.*\)\]$$/\1/p' tests/budget/budget.toml)
 # How long the daemon has others wait, and whether it rests, is looked at while nothing else runs.
 define UNIT_TESTS
 $(VENV)/bin/pytest -n auto --dist loadfile $(1) tests/unit tests/fuzz
 $(VENV)/bin/pytest tests/bus
 endef
 
-.PHONY: help setup lint test test-all test-unit test-vm demo bench bench-capture install clean
+.PHONY: help setup lint cache test test-all test-unit test-vm demo bench bench-capture install clean
 
 help:
 	@echo "make setup       install what is needed (apt) and make .venv"
@@ -28,7 +32,8 @@ help:
 	@echo "make test        what every change passes: lint, unit, bus, virtual machines"
 	@echo "make test-unit   only those that need neither root nor a virtual machine"
 	@echo "make test-vm     only those in virtual machines"
-	@echo "make test-all    make test and the slow cases in virtual machines"
+	@echo "make test-all    make test and all other cases, part by part; PART=NAME: that part alone ($(PARTS))"
+	@echo "make cache       fill the cache of make test, and say what each entry cost"
 	@echo "make lint        linters and type checks"
 	@echo "make bench       measure against makedumpfile: hours; BENCH=--quick: three minutes"
 	@echo "make bench-capture  capture boots against kdump-tools: hours; BENCH_CAPTURE=--quick: five minutes"
@@ -53,15 +58,27 @@ lint: setup
 test-unit: setup
 	$(call UNIT_TESTS)
 
-test-vm: setup
-	$(VM_TESTS) -m "not slow"
+cache: setup
+	$(VENV)/bin/python -m tests.vm.fill
 
+test-vm: cache
+	$(VM_TESTS)
+
+test: export KDUMP_TEST_LEDGER := $(CURDIR)/$(LEDGER)
 test: setup
+	rm -rf $(LEDGER)
 	$(call UNIT_TESTS,tests/lint)
-	$(VM_TESTS) -m "not slow"
+	$(VENV)/bin/python -m tests.vm.fill
+	$(VM_TESTS)
+	$(VENV)/bin/python -m tests.budget $(LEDGER) --tier test
 
-test-all: test
-	$(VM_TESTS) -m slow
+# With PART= that part alone, else make test and then part by part.
+test-all: export KDUMP_TEST_LEDGER := $(CURDIR)/$(LEDGER)
+test-all: setup $(if $(PART),,test)
+	@for part in $(or $(PART),$(PARTS)); do \
+	  rm -rf $(LEDGER) && \
+	  $(VM_TESTS) --part=$$part && \
+	  $(VENV)/bin/python -m tests.budget $(LEDGER) --part $$part || exit; done
 
 demo: setup
 	@$(VENV)/bin/python -m tests.vm.demo

@@ -19,7 +19,10 @@ MODULES = Path(__file__).parent / "modules"
 
 
 def vmlinux(cache: Cache, tree: Tree) -> Path:
-    """The tree's kernel as ELF with DWARF: 600 MB, from Debian's -dbg package of the same version."""
+    """The tree's kernel as ELF with DWARF: 600 MB, from Debian's -dbg package of the same version.
+
+    With gdb's index of it, by which crash and gdb open a dump in a third of the time.
+    """
     package = f"linux-image-{tree.release}-dbg"
 
     def build(folder: Path) -> None:
@@ -34,8 +37,9 @@ def vmlinux(cache: Cache, tree: Tree) -> Path:
                     f"remove {tree.root.parent} to have the tree made anew"
                 ) from error
             _unpack(package_file, "./usr/lib/debug/*vmlinux*", folder / "vmlinux")
+        run_tool("gdb-add-index", folder / "vmlinux")
 
-    key = digest(tree.release, tree.version)
+    key = digest("with an index", tree.release, tree.version)
     return cache.entry("symbols", key, build, doing=f"symbols of {tree.release} {tree.version}") / "vmlinux"
 
 

@@ -16,17 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .cache import Cache, digest
-from .debuggers import OpenDump, vmcoreinfo
+from .debuggers import OpenDump
 from .kdump_bitmaps import Bits, KdumpFile, RawPages
 from .lab import Lab, crash_command
 from .machine import PLANTED_COMMAND
-from .makedumpfile import Makedumpfile, former_names
+from .makedumpfile import Makedumpfile
+from .oracle import LEVELS, bitmaps, names_file
 from .reference import GUESTS, Reference, reference_vmcore
 from .symbols import vmlinux
 from .tree import SUITE
 
-LEVELS = range(32)
 ZERO, CACHE, CACHE_PRIVATE, USER, FREE = 1, 2, 4, 8, 16  # makedumpfile(8), -d
 EVERYTHING_BUT_KERNEL = 31
 
@@ -49,43 +48,11 @@ def _kernel(suite: str) -> object:
 
 @pytest.fixture(scope="module", params=[_kernel(suite) for suite in GUESTS])
 def oracle(lab_base: Lab, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Oracle:
-    work = tmp_path_factory.mktemp("oracle")
     makedumpfile = Makedumpfile(lab_base.cache)
     reference = reference_vmcore(lab_base.cache, request.param)
-    names = work / "vmcoreinfo"
-    names.write_text(former_names(vmcoreinfo(reference.vmcore)))
-    arguments = ["-i", str(names)]
-    memory, *kept = _bitmaps(lab_base.cache, makedumpfile, reference, arguments, names.read_text())
-    return Oracle(makedumpfile, reference, arguments, memory, kept)
-
-
-def _bitmaps(
-    cache: Cache, makedumpfile: Makedumpfile, reference: Reference, arguments: list[str], names: str
-) -> list[Bits]:
-    """Bitmap 1, and bitmap 2 of each level."""
-
-    def build(folder: Path) -> None:
-        output = folder / "dump"
-        found: list[Bits] = []
-        for level in LEVELS:
-            # Without a compression: the pages are of no interest.
-            makedumpfile.run([*arguments, "-d", str(level)], reference.vmcore, output)
-            with KdumpFile(output) as dump:
-                if not found:
-                    found.append(dump.bitmap1)
-                assert np.array_equal(found[0], dump.bitmap1)
-                found.append(dump.bitmap2)
-        output.unlink()
-        np.savez_compressed(folder / "bitmaps.npz", frames=len(found[0]), bits=np.packbits(found, axis=1))
-
-    key = digest(reference.key, makedumpfile.version, names)
-    doing = (
-        f"makedumpfile {makedumpfile.version} on the vmcore of {reference.tree.suite}, {len(LEVELS)} levels"
-    )
-    entry = cache.entry("bitmaps", key, build, doing=doing, keep=len(GUESTS) + 1)
-    with np.load(entry / "bitmaps.npz") as stored:
-        bits = np.unpackbits(stored["bits"], axis=1, count=int(stored["frames"]))
-    return list(bits.astype(np.bool_))
+    memory, *kept = bitmaps(lab_base.cache, makedumpfile, reference)
+    names = names_file(tmp_path_factory.mktemp("oracle"), reference)
+    return Oracle(makedumpfile, reference, ["-i", str(names)], memory, kept)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 from tests.budget import guests
 
@@ -40,6 +40,8 @@ from .qemu import OVMF, UEFI_FLASH, Memory, firmware_arguments, machine_argument
 
 __all__ = [
     "PLANTED_COMMAND",
+    "SERVICE",
+    "STATUS",
     "CommandFailed",
     "Crash",
     "Environment",
@@ -58,6 +60,10 @@ PLANTED_COMMAND = "kdump-victim"
 
 ENVIRONMENT_FILE = "/etc/kdump-service.conf.d/00-environment.conf"
 ROOTFS = b"[Image]\nEnvironment=rootfs\n"
+SERVICE = "org.kdump.Kdump1 /org/kdump/Kdump1"
+STATUS = f"busctl call -j {SERVICE} org.freedesktop.DBus.Properties GetAll s org.kdump.Kdump1"
+"""Prints what `kdumpctl status --json` does, in one line: by systemd's client, since under emulation kdumpctl
+is five seconds of work."""
 CHUNK = 256 << 10  # bytes of a file per message
 BOOT_SEC = 600.0  # twenty times what a boot takes under emulation on two idle cores; others may be at work
 WAIT_SEC = 360.0
@@ -192,6 +198,7 @@ class Machine:
                 stderr=qemu_log,
                 pass_fds=(side_theirs.fileno(), qmp_theirs.fileno()),
             )
+        guests.RUNNING.add(self._qemu.pid)
         assert self._qemu.stdout is not None
         self.console = Console(self._qemu.stdout, self.console_log, self._changed)
         self._side = JsonLines("side channel", side, self._changed, self._on_side)
@@ -217,7 +224,10 @@ class Machine:
     @property
     def running(self) -> bool:
         """Whether its QEMU process lives (not: whether the guest does)."""
-        return self._qemu is not None and self._qemu.poll() is None
+        lives = self._qemu is not None and self._qemu.poll() is None
+        if self._qemu is not None and not lives:
+            guests.RUNNING.discard(self._qemu.pid)
+        return lives
 
     def stop(self) -> None:
         """Pull the plug, if it is not off already."""
@@ -226,6 +236,7 @@ class Machine:
             return
         self._qemu.kill()  # does nothing to a process that has ended
         self._qemu.wait()
+        guests.RUNNING.discard(self._qemu.pid)
         for thread in (self.console.thread, self._side.thread, self._qmp.thread):
             thread.join(timeout=5)
         self._cleanup.close()
@@ -298,6 +309,11 @@ class Machine:
             for folder, files in folders.items()
             if "record.json" in files
         ]
+
+    def status(self) -> dict[str, Any]:
+        """The properties of the service, as `kdumpctl status --json` prints them."""
+        said = json.loads(self.run(STATUS).stdout)
+        return {name: value["data"] for name, value in said["data"][0].items()}
 
     def _command(self, operation: str, command: str, timeout_sec: float, check: bool) -> Completed:
         answer = self._call({"op": operation, "command": command, "timeout_sec": timeout_sec}, timeout_sec)

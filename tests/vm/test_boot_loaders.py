@@ -11,7 +11,6 @@ import pytest
 from .boot_disk import BootLoader
 from .conftest import MachineFactory
 from .machine import Machine
-from .test_service import status
 
 SIZE = "256M"
 
@@ -35,7 +34,7 @@ def reserve_and_crash(machine: Machine, boot_loader: BootLoader) -> None:
     """From a machine that reserves nothing to one with a dump that reserves nothing at its next boot."""
     machine.wait_for_boot()
     machine.wait_until("systemctl is-active kdump.service")
-    said = status(machine)
+    said = machine.status()
     assert (said["State"], said["Reason"]) == ("not-armed", "no-reservation")
     assert files_that_reserve(machine, boot_loader) == []
 
@@ -58,25 +57,29 @@ def reserve_and_crash(machine: Machine, boot_loader: BootLoader) -> None:
     assert files_that_reserve(machine, boot_loader) == []
 
 
-@pytest.mark.promise("grub", "reserve-and-revert")
-@pytest.mark.guest(boots=3, captures=1)
-def test_grub(machine_factory: MachineFactory) -> None:
-    with machine_factory(boot_loader="grub-bios", cpus=1) as machine:
-        reserve_and_crash(machine, "grub-bios")
-        assert machine.run("test -d /sys/firmware/efi", check=False).status == 1
+BOOT_LOADERS = [
+    pytest.param("grub-bios", marks=pytest.mark.promise("grub")),
+    pytest.param("systemd-boot", marks=pytest.mark.promise("systemd-boot")),
+]
 
 
-@pytest.mark.promise("systemd-boot", "reserve-and-revert")
+@pytest.mark.promise("reserve-and-revert")
 @pytest.mark.guest(boots=1)
-def test_systemd_boot_hands_the_reservation_over(machine_factory: MachineFactory) -> None:
-    """To the next kernel; what that does with it is the same whoever started it."""
-    with machine_factory(boot_loader="systemd-boot", cpus=1) as machine:
+@pytest.mark.parametrize("boot_loader", BOOT_LOADERS)
+def test_the_next_kernel_reserves(machine_factory: MachineFactory, boot_loader: BootLoader) -> None:
+    """It is told to by the boot loader; what comes of that is the same whoever started it."""
+    with machine_factory(boot_loader=boot_loader, cpus=1) as machine:
         machine.wait_for_boot()
-        assert machine.run("test -d /sys/firmware/efi", check=False).status == 0
+        firmware = machine.run("test -d /sys/firmware/efi", check=False).status == 0
+        assert firmware == (boot_loader == "systemd-boot")
+        machine.wait_until("systemctl is-active kdump.service")
+        said = machine.status()
+        assert (said["State"], said["Reason"]) == ("not-armed", "no-reservation")
+        assert files_that_reserve(machine, boot_loader) == []
         machine.run(f"kdumpctl reserve {SIZE}")
-        assert files_that_reserve(machine, "systemd-boot") != []
+        assert files_that_reserve(machine, boot_loader) != []
         machine.run("kdumpctl reserve --revert")
-        assert files_that_reserve(machine, "systemd-boot") == []
+        assert files_that_reserve(machine, boot_loader) == []
         machine.run(f"kdumpctl reserve {SIZE} && sync")
         asked = time.monotonic()
         machine.spawn("systemctl --force reboot")
@@ -84,13 +87,15 @@ def test_systemd_boot_hands_the_reservation_over(machine_factory: MachineFactory
         assert f" crashkernel={SIZE}" in line
 
 
-@pytest.mark.promise("systemd-boot", "reserve-and-revert")
+@pytest.mark.promise("reserve-and-revert")
 @pytest.mark.guest(boots=3, captures=1)
 @pytest.mark.part("boot-loaders")
-def test_systemd_boot(machine_factory: MachineFactory) -> None:
-    with machine_factory(boot_loader="systemd-boot", cpus=1) as machine:
-        reserve_and_crash(machine, "systemd-boot")
-        kernel_install_has_the_image_built(machine)
+@pytest.mark.parametrize("boot_loader", BOOT_LOADERS)
+def test_reserve_and_crash(machine_factory: MachineFactory, boot_loader: BootLoader) -> None:
+    with machine_factory(boot_loader=boot_loader, cpus=1) as machine:
+        reserve_and_crash(machine, boot_loader)
+        if boot_loader == "systemd-boot":
+            kernel_install_has_the_image_built(machine)
 
 
 def kernel_install_has_the_image_built(machine: Machine) -> None:
@@ -114,4 +119,4 @@ def test_secure_boot(machine_factory: MachineFactory) -> None:
         assert machine.run("mokutil --sb-state").stdout == "SecureBoot enabled\n"
         assert "[integrity]" in machine.run(LOCKDOWN).stdout
         assert "cloud" not in machine.boots[-1].release
-        assert (status(machine)["State"], status(machine)["Loaded"]) == ("armed", True)
+        assert (machine.status()["State"], machine.status()["Loaded"]) == ("armed", True)

@@ -13,8 +13,8 @@ from elftools.elf.segments import NoteSegment
 
 from .conftest import REPO, MachineFactory, OpenDumpOf
 from .lab import Lab
-from .machine import PLANTED_COMMAND, Machine
-from .test_capture_image import BUILD_IS_UNDER_WAY, BUILD_SEC, BUILDS, IMAGES, codes, image, status
+from .machine import PLANTED_COMMAND, STATUS, Machine
+from .test_capture_image import BUILD_IS_UNDER_WAY, BUILD_SEC, BUILDS, IMAGES, codes, image
 
 GENERIC = "linux-image-amd64"
 GIB = 1 << 30
@@ -98,9 +98,7 @@ def test_memory_and_a_processor_are_plugged(machine_factory: MachineFactory, ope
         machine.wait_until("test -d /sys/devices/system/cpu/cpu2")
         machine.run("echo 1 >/sys/devices/system/cpu/cpu2/online")
         loaded_anew = "journalctl -b -u kdump.service -o cat --no-pager | grep 'loaded anew'"
-        machine.wait_until(
-            f"{loaded_anew} && ! kdumpctl status --json | grep -E 'memory-changed|processors-'"
-        )
+        machine.wait_until(f"{loaded_anew} && ! {STATUS} | grep -E 'memory-changed|processors-'")
         assert not codes(machine) & {"memory-changed", "processors-changed"}
         machine.run("sync")
         machine.crash("sysrq")
@@ -139,10 +137,10 @@ def test_trixie_with_8_gib_and_a_watchdog(trixie: Lab) -> None:
         machine.wait_for_boot()
         machine.wait_until_armed()
         machine.wait_until("grep -qx active /sys/class/watchdog/watchdog0/state")
-        machine.wait_until("kdumpctl status --json | grep -q systemd.watchdog_sec=30")
+        machine.wait_until(f"{STATUS} | grep -q systemd.watchdog_sec=30")
         assert "watchdog-not-fed" not in codes(machine)
         assert image(machine).startswith(IMAGES)
-        assert "root=" not in status(machine)["CommandLine"]
+        assert "root=" not in machine.status()["CommandLine"]
         assert was_not_built_here(machine)
         crashed = machine.crash("sysrq")
         machine.wait_for_boot()

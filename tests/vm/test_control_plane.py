@@ -4,19 +4,17 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
 from .lab import Lab
-from .machine import Machine
+from .machine import SERVICE, Machine
 
 LARGEST_EXPOSURE = 2.5
 LARGEST_IDLE_BYTES = 32 << 20
 IDLE_SEC = 20
 LOADS = 5  # that may begin one after the other while somebody looks
 # By the bus: under emulation kdumpctl is three seconds of work before it says a word.
-SERVICE = "org.kdump.Kdump1 /org/kdump/Kdump1"
 CALL = f"busctl call -j {SERVICE} org.kdump.Kdump1"
 ARM = f"{CALL} Arm"
 SETTINGS = f"{SERVICE} org.kdump.Kdump1.Settings"
@@ -160,10 +158,11 @@ class Looks:
             # Not amid a load, as "starting" and "arming" tell: the kernel has dropped the old image by then.
             self._machine.wait_until(f"busctl get-property {SERVICE} org.kdump.Kdump1 State | grep armed")
             answer = json.loads(self._machine.run(f"{CALL} Check").stdout)
-            self._last = {code: severity for code, severity, *_ in answer["data"][0]}
-            if "not-yet-armed" not in self._last:
+            found = {code: severity for code, severity, *_ in answer["data"][0]}
+            if "not-yet-armed" not in found:
                 break
-        return self._last
+        self._last = found
+        return found
 
     def forget(self) -> None:
         self._last = None
@@ -245,15 +244,15 @@ def test_the_bus_restarts(armed: Machine) -> None:
 def test_settings_over_the_bus(armed: Machine) -> None:
     """Effective at once, kept in one file, undone by reset; what cannot be used changes nothing."""
     armed.run("kdumpctl config set CommandLineAppend kdump_test.word")
-    said: dict[str, Any] = json.loads(armed.run("kdumpctl status --json").stdout)
+    said = armed.status()
     assert said["CommandLine"].endswith("kdump_test.word")
     assert "90-kdumpctl.conf" in armed.run("kdumpctl config show --origin").stdout
     refused = armed.run("kdumpctl config set Kernel /etc/hostname", check=False)
     assert refused.status != 0
     assert "/etc/hostname is no kernel image" in refused.stderr
-    assert json.loads(armed.run("kdumpctl status --json").stdout)["CommandLine"] == said["CommandLine"]
+    assert armed.status()["CommandLine"] == said["CommandLine"]
     assert armed.run("cat /sys/kernel/kexec_crash_loaded").stdout == "1\n"
     armed.run("systemctl restart kdump.service")
     assert armed.run("kdumpctl config get CommandLineAppend").stdout == "kdump_test.word\n"
     armed.run("kdumpctl config reset CommandLineAppend")
-    assert "kdump_test.word" not in armed.run("kdumpctl status --json").stdout
+    assert "kdump_test.word" not in armed.status()["CommandLine"]

@@ -83,17 +83,17 @@ def test_two_crashes_of_one_bug_and_one_of_another(machine_factory: MachineFacto
 def test_crash_on_request(restored: RestoredFactory) -> None:
     """kdumpctl test: proof that this kernel, image and target carry a dump, until one of them changes."""
     with restored() as machine:
-        assert json.loads(machine.run("kdumpctl status --json").stdout)["ProvenLevel"] == "unproven"
+        assert machine.status()["ProvenLevel"] == "unproven"
         machine.crash_by("kdumpctl test --yes")
         machine.wait_for_boot()
         [dump] = listed(machine)
         assert dump["Test"] is True
         assert dump["State"] == "complete"
-        status = json.loads(machine.run("kdumpctl status --json").stdout)
+        status = machine.status()
         assert status["ProvenLevel"] == "tested"
         assert status["LastCrash"].endswith(dump["Name"].replace("-", "_2d"))
         machine.run("systemctl restart kdump.service")
         machine.wait_until_armed()
-        assert json.loads(machine.run("kdumpctl status --json").stdout)["ProvenLevel"] == "tested"
+        assert machine.status()["ProvenLevel"] == "tested"
         machine.run("kdumpctl config set CommandLineAppend quiet")
-        assert json.loads(machine.run("kdumpctl status --json").stdout)["ProvenLevel"] == "unproven"
+        assert machine.status()["ProvenLevel"] == "unproven"

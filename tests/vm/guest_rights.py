@@ -69,11 +69,11 @@ async def main() -> None:
     for member in ("Check", "Estimate"):
         await attempt(member, MANAGER, member)
     await attempt("GetSettings", SETTINGS, "GetSettings")
-    for member in ("Reload", "Rebuild", "Disarm", "TestCrash", "Arm"):
-        # While it is disarmed, TestCrash refuses with NotReady: whoever gets so far has the right.
-        await attempt(member, MANAGER, member)
     await attempt("Rehearse", MANAGER, "Rehearse")
     await attempt("Reserve", MANAGER, "Reserve", "sa{sv}", "256M", {"dry-run": Variant("b", True)})
+    for member in ("Reload", "Rebuild", "Disarm", "TestCrash"):
+        # While it is disarmed, TestCrash refuses with NotReady: whoever gets so far has the right.
+        await attempt(member, MANAGER, member)
     served = [
         (path, described)
         for path in (PATH, dump)
@@ -90,6 +90,8 @@ async def main() -> None:
         same = Variant(value.signature, value.value)
         await attempt(f"set {key}", PROPERTIES, "Set", "ssv", SETTINGS, key, same)
         await attempt(f"reset {key}", SETTINGS, "ResetSetting", "s", key)
+    # Not before: each setting would have the kernel loaded anew.
+    await attempt("Arm", MANAGER, "Arm")
     await attempt("Open", DUMP, "Open", "s", "record", path=dump)
     await attempt("Keep", DUMP, "Keep", "b", True, path=dump)
     await attempt("Delete", DUMP, "Delete", path=dump)

@@ -17,7 +17,7 @@ from elftools.elf.elffile import ELFFile
 
 from tests.builders.specimen import LOG, specimen
 
-SHIPPED = Path(__file__).parents[2] / "packaging/specimen.vmcore.zst"
+SHIPPED = Path(__file__).parents[3] / "packaging/specimen.vmcore.zst"
 FORMS = {"kdump-zstd", "kdump-zlib", "elf-none", "elf-lz4"}
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from kdump_service.errors import CannotArm, ImageNotBuilt
 from kdump_service.service.problems import PROBLEM_CODES, Problem, Severity, found, worst_first
 
-PACKAGE = Path(__file__).parents[2] / "kdump_service"
-PAGE = Path(__file__).parents[2] / "packaging/man/kdump-problems.7"
+PACKAGE = Path(__file__).parents[3] / "kdump_service"
+PAGE = Path(__file__).parents[3] / "packaging/man/kdump-problems.7"
 
 
 def _entries() -> dict[str, tuple[str, str]]:

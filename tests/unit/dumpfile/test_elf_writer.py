@@ -19,7 +19,7 @@ from kdump_service.vmcore.elf import PT_LOAD, ProgramHeader
 from kdump_service.vmcore.page_source import ElfPages
 from kdump_service.vmcore.reader import Vmcore
 from tests.builders.elf_core import PAGE, ElfCore, Segment
-from tests.unit.small_core import (
+from tests.unit.dumpfile.small_core import (
     DIRECT,
     TEXT,
     FileSink,

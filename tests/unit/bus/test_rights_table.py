@@ -12,7 +12,7 @@ from kdump_service.bus.dump_interface import dump_interface
 from kdump_service.bus.interface import manager_interface
 from kdump_service.bus.settings_interface import settings_interface
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 class _NoActs:

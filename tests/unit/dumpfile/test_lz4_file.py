@@ -24,7 +24,15 @@ from kdump_service.pfn import CHUNK_PAGES
 from kdump_service.vmcore.page_source import ElfPages
 from kdump_service.vmcore.reader import PlainFile, Vmcore
 from tests.builders.elf_core import PAGE
-from tests.unit.small_core import FileSink, SinkFull, page, plan_of, small_core, write_elf, write_pages
+from tests.unit.dumpfile.small_core import (
+    FileSink,
+    SinkFull,
+    page,
+    plan_of,
+    small_core,
+    write_elf,
+    write_pages,
+)
 
 KEPT = [*range(0x100, 0x140), *range(0x300, 0x304), *range(CHUNK_PAGES, CHUNK_PAGES + 8)]
 

@@ -25,7 +25,7 @@ from kdump_service.store.dumps import StoredDump, scan
 from tests.builders.machine_root import BOOT_ID, RELEASE, MachineRoot
 from tests.builders.stored_dumps import FALLBACK, FIRST_CRASH, TARGET, name_of, put_dump, utc
 
-CATALOG = Path(__file__).parents[2] / "units/kdump-service.catalog"
+CATALOG = Path(__file__).parents[3] / "units/kdump-service.catalog"
 HOUR = 3600
 
 

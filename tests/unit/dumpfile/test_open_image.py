@@ -27,7 +27,7 @@ from kdump_service.pfn import PfnBitmap
 from kdump_service.vmcore.page_source import ElfPages
 from kdump_service.vmcore.reader import Vmcore
 from tests.builders.elf_core import PAGE
-from tests.unit.small_core import FileSink, bitmap, page, plan_of, small_core, write_pages
+from tests.unit.dumpfile.small_core import FileSink, bitmap, page, plan_of, small_core, write_pages
 
 KEPT = [0x100, 0x105, 0x1FF]
 

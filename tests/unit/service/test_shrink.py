@@ -34,7 +34,7 @@ from tests.builders.machine_disks import small_image_machine
 from tests.builders.machine_root import RELEASE, FakeCrashSize, FakeKernel, MachineRoot
 
 MIB = 1 << 20
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 SIZE = "sys/kernel/kexec_crash_size"
 # 97.7 MiB used, 40.5 uncounted, a quarter more, rounded up: 176 MiB.
 MEASURED = 176 * MIB

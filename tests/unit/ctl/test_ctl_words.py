@@ -22,7 +22,7 @@ from kdump_service.ctl.times import ago, local_time, parse_time
 from kdump_service.errors import ConfigError, DumpMissing, InvalidArgument, KdumpError
 from tests.builders.time_zone import time_zone
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 NOW = 1_795_435_200.0  # 2026-11-23 12:00 UTC
 
 

@@ -20,7 +20,7 @@ from kdump_service.service.reservation import ReserveOptions, reserve, size_note
 from tests.builders.boot_trees import BootTree, debian_grub
 from tests.builders.machine_root import MachineRoot
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 GIB = 1 << 30
 MEMORY = (8 * GIB - (100 << 20), 8 * GIB)
 DROP_IN = "etc/default/grub.d/zz-kdump-service.cfg"

@@ -89,7 +89,7 @@ def test_all_keys_of_the_interface(files: KernelFiles) -> None:
         "DumpBytes": result["DumpBytes"],
         "TargetFreeBytes": 872 * MIB,
     }
-    interface = (Path(__file__).parents[2] / "dbus/org.kdump.Kdump1.xml").read_text()
+    interface = (Path(__file__).parents[3] / "dbus/org.kdump.Kdump1.xml").read_text()
     for key in result:
         assert f" {key} " in interface
 

@@ -647,7 +647,7 @@ def test_log_of_a_dump_that_may_be_read_but_not_opened(
         path.chmod(0)  # that keeps off all but root
         done = subprocess.run(
             [sys.executable, "-c", BY_DESCRIPTOR, str(file.fileno())], pass_fds=[file.fileno()],
-            user=65534 if os.geteuid() == 0 else None, cwd=Path(__file__).parents[2],
+            user=65534 if os.geteuid() == 0 else None, cwd=Path(__file__).parents[3],
             capture_output=True, text=True, check=False, timeout=60,
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")

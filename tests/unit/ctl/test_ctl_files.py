@@ -24,7 +24,7 @@ from kdump_service.ctl.copying import OutputFile, copy, open_output
 from kdump_service.ctl.symbols import build_id_of, find_symbols, how_to_get
 from kdump_service.errors import BadVmcore, TargetFull, TargetUnusable
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 COMPLETION = REPOSITORY / "packaging/completion"
 
 

@@ -37,7 +37,7 @@ from tests.builders.machine_root import RELEASE, MachineRoot
 
 RECIPE = Recipe(RELEASE, SMALL_IMAGE_DRIVERS)
 FOLDER = "var/lib/kdump-service/images"
-SPECIMEN = Path(__file__).parents[2] / "packaging/specimen.vmcore.zst"
+SPECIMEN = Path(__file__).parents[3] / "packaging/specimen.vmcore.zst"
 
 
 @pytest.fixture

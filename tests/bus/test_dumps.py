@@ -241,6 +241,7 @@ def test_records_that_are_garbage_hide_no_others(listed: RunningDaemon, machine:
     assert "\x00" not in dumps[_path(11)]["PanicMessage"]
 
 
+@pytest.mark.alone
 def test_a_thousand_dumps(machine: MachineRoot, daemon: RunningDaemon, bus: PrivateBus) -> None:
     for number in range(3, 1000):
         put_dump(machine, number)

@@ -128,6 +128,7 @@ def test_all_properties_at_once(daemon: RunningDaemon, bus: PrivateBus) -> None:
     assert settings < every
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("size_mib", [1, 30])
 def test_large_messages_are_not_even_read(daemon: RunningDaemon, bus: PrivateBus, size_mib: int) -> None:
     """Half a million numbers would take a second to be read, and sixteen times the message's memory."""
@@ -252,6 +253,7 @@ def test_unknown_header_fields_and_flags(daemon: RunningDaemon, bus: PrivateBus)
     assert daemon.read("State") == "armed"
 
 
+@pytest.mark.alone
 def test_hundreds_of_clients_at_once(daemon: RunningDaemon, bus: PrivateBus, machine: MachineRoot) -> None:
     put_dump(machine, 0)
     crowd = subprocess.Popen(
@@ -299,6 +301,7 @@ def test_calls_without_reply_pile_up_nowhere(
     assert _run(bus, act) == "armed"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("connections", "calls_each"),
     [(4, 50), (70, 63)],  # more than are asked of polkit at a time; than one user may have under way
@@ -357,6 +360,7 @@ def test_a_client_that_vanishes_in_the_middle_of_a_call(daemon: RunningDaemon, b
     assert "Traceback" not in daemon.stop()
 
 
+@pytest.mark.alone
 def test_a_bus_that_is_restarted_finds_the_service_again(
     daemon: RunningDaemon, bus: PrivateBus, machine: MachineRoot
 ) -> None:

@@ -7,10 +7,14 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.builders.machine_disks import put_image, small_image_machine
 from tests.builders.machine_root import MachineRoot
 from tests.builders.stored_dumps import put_dump
 from tests.bus.conftest import PrivateBus, RunningDaemon
+
+pytestmark = pytest.mark.alone
 
 MOST_RESIDENT_KIB = 32 << 10
 IDLE_SEC = 10

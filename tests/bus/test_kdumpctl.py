@@ -775,6 +775,7 @@ def test_a_service_that_hangs(service: Service) -> None:
     assert "nothing within 2 s" in done.stderr
 
 
+@pytest.mark.alone
 def test_a_call_that_takes_long(service: Service) -> None:
     """As when somebody has to look for a password: the service lives, and so the client waits."""
     service.say(hang=["Arm"])
@@ -796,6 +797,7 @@ def test_the_service_dies_in_the_middle(service: Service) -> None:
     assert arm.returncode == 60
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "arguments", [["arm"], ["status"], ["config", "set", "KeepFree", "1G"]], ids=" ".join
 )

@@ -208,5 +208,6 @@ async def _storm_of_strangers(bus: PrivateBus) -> float:
         return asyncio.get_running_loop().time() - start
 
 
+@pytest.mark.alone
 def test_answers_while_polkit_thinks(bus: PrivateBus, daemon: RunningDaemon) -> None:
     assert asyncio.run(_storm_of_strangers(bus)) < 1

@@ -233,6 +233,7 @@ def test_a_new_image_is_loaded_by_itself(
     assert daemon.read("Problems") == []
 
 
+@pytest.mark.alone
 def test_a_storm_loses_nothing(daemon: RunningDaemon, machine: MachineRoot, bus: PrivateBus) -> None:
     """Two hundred clients set, all at once, while one asks for the state."""
     slowest, settled = asyncio.run(_storm(bus))

@@ -12,14 +12,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from dbus_next import Message, MessageType, Variant
 from dbus_next.aio import MessageBus
 
+from kdump_service.bus.connection import Connection
 from tests.builders.machine_root import MachineRoot
 
 _BUS_CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
@@ -40,6 +41,9 @@ _BUS_CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Confi
 _MONITOR_DEADLINE_SEC = 60.0
 _JOURNAL_DEADLINE_SEC = 120.0
 """More than the daemon takes to try again where another program loads a kernel."""
+
+
+_T = TypeVar("_T")
 
 
 class PrivateBus:
@@ -310,44 +314,70 @@ def machine(tmp_path: Path) -> MachineRoot:
 
 
 class FakePolkit:
-    """Stands for polkitd, which needs the system bus: grants or denies by a file, and notes who asked."""
+    """Stands for polkitd, which needs the system bus, in a thread of its own: grants or denies by names, and
+    notes who asked. Some are never answered, as where a person does not type the password."""
 
-    def __init__(self, bus: PrivateBus, folder: Path) -> None:
-        self._folder = folder
-        self.never_answer()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bus.fake_polkit", str(folder)],
-            env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": bus.address},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n"
+    def __init__(self, bus: PrivateBus) -> None:
+        self._granted = self._unanswered = frozenset[str]()
+        self._asked: list[tuple[str, str, int]] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._end = self._run(self._serve(bus.address))
 
     def grant(self, *names: str) -> None:
         """From now on, grant to these unique bus names only; ``*`` is everybody."""
-        (self._folder / "granted").write_text("\n".join(names))
+        self._granted = frozenset(names)
 
     def never_answer(self, *names: str) -> None:
         """From now on, leave questions about these unique bus names open."""
-        (self._folder / "unanswered").write_text("\n".join(names))
+        self._unanswered = frozenset(names)
 
-    def asked(self) -> list[tuple[str, str, str]]:
+    def asked(self) -> list[tuple[str, str, int]]:
         """Subject, action and flags of each question so far."""
-        path = self._folder / "asked"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [(line.split()[0], line.split()[1], line.split()[2]) for line in lines]
+        return list(self._asked)
 
     def close(self) -> None:
         """End it."""
-        self._process.terminate()
-        self._process.wait(timeout=10)
+        if not self._loop.is_closed():
+            self._run(self._end())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
+
+    async def _serve(self, address: str) -> Callable[[], Coroutine[Any, Any, None]]:
+        """Serve, and return what ends it."""
+        bus = await Connection(address).connect()
+        bus.add_message_handler(self._answer)
+        await bus.request_name("org.freedesktop.PolicyKit1")
+
+        async def end() -> None:
+            bus.disconnect()
+            with contextlib.suppress(EOFError, OSError):  # the bus may have been ended by a test
+                await bus.wait_for_disconnect()
+
+        return end
+
+    def _answer(self, message: Message) -> Message | bool | None:
+        if message.message_type is not MessageType.METHOD_CALL or message.member != "CheckAuthorization":
+            return None
+        (kind, details), action, _, flags, _ = message.body
+        assert kind == "system-bus-name"
+        name = details["name"].value
+        self._asked.append((name, action, flags))
+        if name in self._unanswered:
+            return True
+        granted = bool({name, "*"} & self._granted)
+        return Message.new_method_return(message, "(bba{ss})", [[granted, False, {}]])
 
 
 @pytest.fixture
-def polkit(bus: PrivateBus, tmp_path: Path) -> Iterator[FakePolkit]:
+def polkit(bus: PrivateBus) -> Iterator[FakePolkit]:
     """polkit, granting everything to everybody."""
-    fake = FakePolkit(bus, tmp_path)
+    fake = FakePolkit(bus)
     fake.grant("*")
     yield fake
     fake.close()

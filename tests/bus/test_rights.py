@@ -113,7 +113,7 @@ def test_a_password_is_asked_for_only_if_somebody_is_there(
     for allowed in ("no", "yes"):
         option = f"--allow-interactive-authorization={allowed}"
         assert bus.busctl(option, "call", *NAME, MANAGER, "Arm", user=NOBODY).returncode == 0
-    assert [asked[2] for asked in polkit.asked()] == ["0", "1"]
+    assert [asked[2] for asked in polkit.asked()] == [0, 1]
 
 
 @needs_root
@@ -197,7 +197,7 @@ def test_interactive_flag_travels(bus: PrivateBus, daemon: RunningDaemon, polkit
         [sys.executable, "-m", "kdump_service.ctl.main", "arm"],
         env=daemon.environment, check=True, user=NOBODY, capture_output=True,
     )  # fmt: skip
-    assert [asked[2] for asked in polkit.asked()] == ["1"]
+    assert [asked[2] for asked in polkit.asked()] == [1]
 
 
 async def _storm_of_strangers(bus: PrivateBus) -> float:

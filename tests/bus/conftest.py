@@ -22,6 +22,7 @@ from dbus_next.aio import MessageBus
 
 from kdump_service.bus.connection import Connection
 from tests.builders.machine_root import MachineRoot
+from tests.bus.programs import Starter
 
 _BUS_CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
@@ -44,6 +45,19 @@ _JOURNAL_DEADLINE_SEC = 120.0
 
 
 _T = TypeVar("_T")
+
+programs = Starter()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs_end() -> Iterator[None]:
+    yield
+    programs.close()
+
+
+@pytest.fixture(autouse=True)
+def _new_interpreters_where_time_counts(request: pytest.FixtureRequest) -> None:
+    programs.forks = request.node.get_closest_marker("alone") is None
 
 
 class PrivateBus:
@@ -144,12 +158,8 @@ class RunningDaemon:
         self.busctl = bus.busctl
         self.environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": bus.address}
         self.environment.pop("NOTIFY_SOCKET", None)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, str(machine.path), stop_cause, *failures],
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        self.process = programs.start(
+            module, str(machine.path), stop_cause, *failures, environment=self.environment
         )
         # Read all the time: a pipe that is full would stop the daemon in the middle of a message.
         self._journal: queue.SimpleQueue[str | None] = queue.SimpleQueue()

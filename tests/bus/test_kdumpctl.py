@@ -24,7 +24,7 @@ from dbus_next import Message, MessageType, Variant
 
 from tests.builders.machine_root import RELEASE, MachineRoot
 from tests.builders.stored_dumps import name_of, put_dump
-from tests.bus.conftest import BusClient, FakePolkit, PrivateBus, RunningDaemon
+from tests.bus.conftest import BusClient, FakePolkit, PrivateBus, RunningDaemon, programs
 from tests.bus.fake_state import ESTIMATE, EVIL, MANAGER, SETTINGS, dump
 
 KDUMPCTL = [sys.executable, "-m", "kdump_service.ctl.main"]
@@ -89,12 +89,8 @@ class Service:
 
     def start(self) -> None:
         """Start it, and wait until it has its name."""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bus.fake_service", str(self.folder)],
-            env=self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        self.process = programs.start(
+            "tests.bus.fake_service", str(self.folder), environment=self.environment
         )
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
@@ -103,7 +99,7 @@ class Service:
         """End it."""
         self.process.send_signal(signal.SIGCONT)
         self.process.kill()
-        self.process.communicate(timeout=10)
+        self.process.wait(timeout=10)
 
     def announce(self, kind: str, path: str, interface: str = "org.kdump.Kdump1", **values: Any) -> None:
         """Have it emit a signal."""

@@ -37,6 +37,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from tests.builders.kernel_page_tables import X86_64, Aarch64, KernelPageTables
 from tests.builders.struct_page import GENERATIONS, PageLayout, PageStructures
 
@@ -250,9 +252,9 @@ class Machine:
 
     def content_of(self, pfn: int) -> bytes:
         """What ``fill`` writes: the frame's number and words that differ from it."""
-        words = [(pfn * 0x9E3779B97F4A7C15 + index) & ALL_ONES for index in range(self.page_bytes // 8)]
+        words = np.arange(self.page_bytes // 8, dtype="<u8") + np.uint64(pfn * 0x9E3779B97F4A7C15 & ALL_ONES)
         words[0] = pfn
-        return struct.pack(f"<{len(words)}Q", *words)
+        return words.tobytes()
 
     def unmap_memmap(self, pfn: int, shift: int = 0) -> None:
         """Clear the page table entry that maps the frame's struct page (default: at the last level)."""

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import zstandard
@@ -25,11 +25,30 @@ def _shipped() -> bytes:
     return zstandard.ZstdDecompressor().decompress(SHIPPED.read_bytes(), max_output_size=64 << 20)
 
 
+def _put_vmcore(folder: Path) -> Path:
+    (folder / "proc").mkdir()
+    (folder / "proc/vmcore").write_bytes(_shipped())
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/vmcore").write_bytes(_shipped())
-    return tmp_path
+    return _put_vmcore(tmp_path)
+
+
+class Trial(NamedTuple):
+    """One that went well, for cases that look at it or compare another with it."""
+
+    folder: Path
+    code: int
+    said: dict[str, Any]
+    errors: str
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
+    folder = _put_vmcore(tmp_path_factory.mktemp("trial"))
+    return Trial(folder, *_run(folder))
 
 
 def _run(folder: Path, **environment: str) -> tuple[int, dict[str, Any], str]:
@@ -48,8 +67,8 @@ def test_shipped_specimen_is_what_the_builder_makes() -> None:
 
 
 @pytest.mark.promise("image-is-current")
-def test_trial_of_the_specimen(folder: Path) -> None:
-    code, said, errors = _run(folder)
+def test_trial_of_the_specimen(trial: Trial) -> None:
+    folder, code, said, errors = trial
     assert (code, errors, set(said["captures"])) == (0, "", FORMS)
     for form, captured in said["captures"].items():
         assert (captured["state"], captured["problems"]) == ("complete", [])
@@ -61,44 +80,39 @@ def test_trial_of_the_specimen(folder: Path) -> None:
             if path.name != "record.json"
         }
         assert {"dmesg.txt"} < set(digests)
+        told = dict(captured["files"])
         if form == "kdump-zlib":  # that of its pages
-            assert captured["files"].pop("vmcore") != digests.pop("vmcore")
-        assert captured["files"] == digests
+            assert told.pop("vmcore") != digests.pop("vmcore")
+        assert told == digests
         assert [line.partition("] ")[2] for line in (dump / "dmesg.txt").read_text().splitlines()] == [*LOG]
     with open(next((folder / "trial-elf-none").iterdir()) / "vmcore", "rb") as file:
         assert ELFFile(file).header.e_type == "ET_CORE"
 
 
-def test_the_same_again_saves_the_same(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_same_again_saves_the_same(trial: Trial, folder: Path) -> None:
     """An image is proven by that."""
-    other = tmp_path_factory.mktemp("other")
-    (other / "proc").mkdir()
-    (other / "proc/vmcore").write_bytes(_shipped())
-    assert _run(folder)[1]["captures"] == _run(other)[1]["captures"]
+    assert _run(folder)[1]["captures"] == trial.said["captures"]
 
 
-def test_another_encoding_of_the_same_pages_is_the_same(folder: Path) -> None:
+def test_another_encoding_of_the_same_pages_is_the_same(trial: Trial, folder: Path) -> None:
     """ISA-L takes now this one, now that."""
-    before = _run(folder)[1]["captures"]
-    saved = _zlib_dump(folder)
     (folder / "modules/isal").mkdir(parents=True)
     other = "import zlib\ndef compress(page, level):\n    return zlib.compress(page, 9)\n"
     (folder / "modules/isal/__init__.py").touch()
     (folder / "modules/isal/isal_zlib.py").write_text(other)
     code, said, errors = _run(folder, PYTHONPATH=str(folder / "modules"))
     assert (code, errors) == (0, "")
-    assert said["captures"] == before
-    assert _zlib_dump(folder) != saved
+    assert said["captures"] == trial.said["captures"]
+    assert _zlib_dump(folder) != _zlib_dump(trial.folder)
 
 
 def _zlib_dump(folder: Path) -> bytes:
-    """The one that was saved last."""
-    dumps = (folder / "trial-kdump-zlib").glob("*/vmcore")
-    return max(dumps, key=lambda path: path.stat().st_mtime_ns).read_bytes()
+    [dump] = (folder / "trial-kdump-zlib").glob("*/vmcore")
+    return dump.read_bytes()
 
 
-def test_files_are_all_that_a_capture_loads(folder: Path) -> None:
-    files = set(_run(folder)[1]["files"])
+def test_files_are_all_that_a_capture_loads(trial: Trial) -> None:
+    files = set(trial.said["files"])
     assert all(Path(path).is_file() or path.endswith("lib-dynload") for path in files)
     names = {Path(path).name for path in files}
     assert {"os.py", "pipeline.py", "plain_copy.py", "main.py", "kdump_writer.py", "workers.py"} <= names
@@ -111,18 +125,15 @@ def test_files_are_all_that_a_capture_loads(folder: Path) -> None:
     assert len(package) > 40
 
 
-def test_vmcore_with_another_page_saves_something_else(folder: Path) -> None:
-    before = _run(folder)[1]["captures"]
+def test_vmcore_with_another_page_saves_something_else(trial: Trial, folder: Path) -> None:
     content = bytearray(_shipped())
     at = content.index((0x1101).to_bytes(8, "little") * 512)  # a page that is kept
     content[at + 100] ^= 1
-    other = folder / "other"
-    (other / "proc").mkdir(parents=True)
-    (other / "proc/vmcore").write_bytes(content)
-    code, said, _ = _run(other)
+    (folder / "proc/vmcore").write_bytes(content)
+    code, said, _ = _run(folder)
     assert code == 0
     for form in FORMS:
-        assert said["captures"][form] != before[form]
+        assert said["captures"][form] != trial.said["captures"][form]
 
 
 def test_engine_that_cannot_be_loaded_fails_the_trial(folder: Path) -> None:

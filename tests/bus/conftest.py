@@ -10,7 +10,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -205,14 +204,9 @@ class RunningDaemon:
         }
 
     def kdumpctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the client."""
-        return subprocess.run(
-            [sys.executable, "-m", "kdump_service.ctl.main", *arguments],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
+        """Run the client, without a terminal."""
+        return programs.run(
+            "kdump_service.ctl.main", *arguments, environment=self.environment, folder=Path.cwd(), timeout=60
         )
 
     def wait_for_journal(self, text: str) -> str:

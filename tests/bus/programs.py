@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Programs of the tests, each a process of its own, forked from one that has loaded what they import.
 
-To load the daemon's modules takes more processor time than all that most cases have it do. What is forked
-begins at the first line of its own module, as by ``python -m``; it shares with others what was imported, and
-nothing else. Cases that are marked ``alone`` get a new interpreter all the same: they look at the time and
-the memory that a daemon takes.
+To load the modules of the daemon, or of kdumpctl, takes more processor time than all that most cases have
+them do. What is forked begins at the first line of its own module, as by ``python -m``; it shares with others
+what was imported, and nothing else. Cases that are marked ``alone`` get a new interpreter all the same: they
+look at the time and the memory that a program takes. So do those that need a terminal.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO
 
 __all__ = ["ForkedProgram", "Starter"]
@@ -30,6 +32,18 @@ __all__ = ["ForkedProgram", "Starter"]
 _LOADED = (
     "kdump_service.daemon",
     "kdump_service.bus.client",
+    "kdump_service.ctl.acts",
+    "kdump_service.ctl.debug",
+    "kdump_service.ctl.dump_files",
+    "kdump_service.ctl.dump_info",
+    "kdump_service.ctl.dump_list",
+    "kdump_service.ctl.offline",
+    "kdump_service.ctl.parser",
+    "kdump_service.ctl.readiness",
+    "kdump_service.ctl.rehearse",
+    "kdump_service.ctl.reserve",
+    "kdump_service.ctl.settings",
+    "kdump_service.ctl.watch",
     "kdump_service.reserve.main",
     "kdump_service.service.shrink_unit",
     "tests.builders.boot_trees",
@@ -41,15 +55,15 @@ _NUMBER = struct.Struct("<i")
 
 
 class ForkedProgram:
-    """A program that runs, to be used as a subprocess.Popen with three pipes."""
+    """A program that runs, to be used as a subprocess.Popen."""
 
-    def __init__(self, name: str, told: int, stdin: int, stdout: int, stderr: int) -> None:
+    def __init__(self, name: str, told: int) -> None:
+        self.stdin: IO[str] | None = None
+        self.stdout: IO[str] | None = None
+        self.stderr: IO[str] | None = None
+        self.returncode: int | None = None
         self._name = name
         self._told = os.fdopen(told, "rb", buffering=0)
-        self.stdin: IO[str] = os.fdopen(stdin, "w")
-        self.stdout: IO[str] = os.fdopen(stdout)
-        self.stderr: IO[str] = os.fdopen(stderr)
-        self.returncode: int | None = None
         self.pid = self._read_number()
 
     def _read_number(self) -> int:
@@ -98,6 +112,45 @@ class Starter:
             pipe = subprocess.PIPE
             command = [sys.executable, "-m", module, *arguments]
             return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        stdin, stdout, stderr = (os.pipe() for _ in range(3))
+        handed_over = [stdin[0], stdout[1], stderr[1]]
+        program = self._fork(module, arguments, environment, Path.cwd(), handed_over)
+        for descriptor in handed_over:
+            os.close(descriptor)
+        program.stdin = os.fdopen(stdin[1], "w")
+        program.stdout, program.stderr = os.fdopen(stdout[0]), os.fdopen(stderr[0])
+        return program
+
+    def run(
+        self, module: str, *arguments: str, environment: Mapping[str, str], folder: Path, timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it in a folder to its end; it has nothing to read. Raises subprocess.TimeoutExpired."""
+        command = [sys.executable, "-m", module, *arguments]
+        if not self.forks:
+            return subprocess.run(
+                command, env=environment, cwd=folder, timeout=timeout, check=False,
+                stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            )  # fmt: skip
+        with open(os.devnull) as nothing, TemporaryFile("w+") as out, TemporaryFile("w+") as errors:
+            streams = [each.fileno() for each in (nothing, out, errors)]
+            program = self._fork(module, arguments, environment, folder, streams)
+            try:
+                code = program.wait(timeout)
+            except BaseException:
+                program.kill()
+                raise
+            for written in (out, errors):
+                written.seek(0)
+            return subprocess.CompletedProcess(command, code, out.read(), errors.read())
+
+    def _fork(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        streams: list[int],
+    ) -> ForkedProgram:
         if self._requests is None:
             self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
@@ -105,13 +158,11 @@ class Starter:
                     [sys.executable, "-m", __name__, str(theirs.fileno())],
                     pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 )  # fmt: skip
-        stdin, stdout, stderr, told = (os.pipe() for _ in range(4))
-        handed_over = [stdin[0], stdout[1], stderr[1], told[1]]
-        request = json.dumps([module, arguments, dict(environment)]).encode()
-        socket.send_fds(self._requests, [request], handed_over)
-        for descriptor in handed_over:
-            os.close(descriptor)
-        return ForkedProgram(module, told[0], stdin[1], stdout[0], stderr[0])
+        told, tells = os.pipe()
+        request = json.dumps([module, arguments, dict(environment), str(folder)]).encode()
+        socket.send_fds(self._requests, [request], [*streams, tells])
+        os.close(tells)
+        return ForkedProgram(module, told)
 
     def close(self) -> None:
         """End the process that forks."""
@@ -151,7 +202,8 @@ def _become(request: bytes, streams: list[int]) -> tuple[str, list[str]]:
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    module, arguments, environment = json.loads(request)
+    module, arguments, environment, folder = json.loads(request)
+    os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()

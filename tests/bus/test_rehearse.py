@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ from tests.bus.conftest import FakePolkit, PrivateBus, RunningDaemon
 
 NAME = ("org.kdump.Kdump1", "/org/kdump/Kdump1", "org.kdump.Kdump1")
 NOBODY = 65534
-KDUMPCTL = [sys.executable, "-m", "kdump_service.ctl.main"]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which takes root")
 
 
@@ -167,10 +165,7 @@ def test_it_takes_the_right_to_arm(daemon: _RehearsingDaemon, polkit: FakePolkit
 
 
 def _kdumpctl(daemon: _RehearsingDaemon, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*KDUMPCTL, "rehearse", *arguments], env=daemon.environment, capture_output=True, text=True,
-        timeout=60, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    return daemon.kdumpctl("rehearse", *arguments)
 
 
 def test_kdumpctl_prints_the_verdict(daemon: _RehearsingDaemon) -> None:

@@ -112,10 +112,7 @@ def test_it_takes_the_right_to_configure(daemon: RunningDaemon, tree: BootTree, 
 
 
 def _kdumpctl(daemon: RunningDaemon, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*KDUMPCTL, "reserve", *arguments], env=daemon.environment, capture_output=True, text=True,
-        timeout=60, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    return daemon.kdumpctl("reserve", *arguments)
 
 
 def test_kdumpctl_shows_and_does(daemon: RunningDaemon, tree: BootTree) -> None:

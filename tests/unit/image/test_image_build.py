@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import zstandard
@@ -415,8 +416,12 @@ def test_python_modules_run_without_their_sources(tmp_path: Path, line: str, doc
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
+    return _tree(tmp_path)
+
+
+def _tree(folder: Path) -> Path:
     """As dracut leaves it, with the programs of this machine."""
-    made = tmp_path / "tree"
+    made = folder / "tree"
     for name in ("usr/bin", "usr/lib/systemd", "usr/sbin", "usr/lib64", "etc/conf.d", "kdump/target", "proc"):
         (made / name).mkdir(parents=True)
     for name in ("bin", "lib", "sbin", "lib64"):
@@ -446,6 +451,21 @@ def _pack(tree: Path, image: Path, drivers: Iterable[str] = ("ext4",), *, lz4: b
     return pack.pack(tree, RELEASE, drivers, image, image.parent, lz4_unpacks=lz4)
 
 
+class Built(NamedTuple):
+    """An image, with what it was made of, for cases that look at it; none changes anything of it."""
+
+    tree: Path
+    image: Path
+    packed: pack.Packed
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("built")
+    tree = _tree(folder)
+    return Built(tree, folder / "image", _pack(tree, folder / "image"))
+
+
 def _cpio(data: bytes, folder: Path) -> Path:
     folder.mkdir()
     command = ["cpio", "--extract", "--quiet", "--make-directories"]
@@ -453,9 +473,8 @@ def _cpio(data: bytes, folder: Path) -> Path:
     return folder
 
 
-def test_squashfs_holds_usr_and_the_archive_the_rest(tree: Path, tmp_path: Path) -> None:
-    image = tmp_path / "image"
-    packed = _pack(tree, image)
+def test_squashfs_holds_usr_and_the_archive_the_rest(built: Built, tmp_path: Path) -> None:
+    tree, image, packed = built
     assert packed.packing == "squashfs"
     data = image.read_bytes()
     assert len(data) % 512 == 0
@@ -493,9 +512,11 @@ def _end_of_archive(data: bytes) -> int:
 
 
 @pytest.mark.parametrize("lz4", [False, True])
-def test_early_archive_can_mount_squashfs(tree: Path, tmp_path: Path, lz4: bool) -> None:
-    image = tmp_path / "image"
-    packed = _pack(tree, image, lz4=lz4)
+def test_early_archive_can_mount_squashfs(built: Built, tmp_path: Path, lz4: bool) -> None:
+    tree, image, packed = built
+    if lz4:
+        image = tmp_path / "image"
+        packed = _pack(tree, image, lz4=True)
     at_once = 8 << 20 if lz4 else 0  # lib/decompress_unlz4.c
     assert packed.peak_bytes > packed.unpacked_bytes + image.stat().st_size + at_once
     # The kernel takes four zeros for the end of what LZ4 compressed.
@@ -522,20 +543,18 @@ def test_early_archive_can_mount_squashfs(tree: Path, tmp_path: Path, lz4: bool)
 
 
 def test_without_the_library_for_lz4_the_early_archive_is_gzip(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _pack(tree, tmp_path / "gzip")
     monkeypatch.setattr(pack, "lz4", None)
-    _pack(tree, tmp_path / "image", lz4=True)
-    assert (tmp_path / "image").read_bytes() == (tmp_path / "gzip").read_bytes()
+    _pack(built.tree, tmp_path / "image", lz4=True)
+    assert (tmp_path / "image").read_bytes() == built.image.read_bytes()
 
 
 @pytest.fixture
-def started_init(tree: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+def started_init(built: Built, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Runs /init with programs that do nothing, but for what a test says, and know as OLDPWD where they were
     started; /dev, /proc, /run, /usr and /kdump are folders."""
-    _pack(tree, tmp_path / "image")
-    script = (_early(tmp_path / "image", tmp_path / "early-out") / "init").read_text()
+    script = (_early(built.image, tmp_path / "early-out") / "init").read_text()
     machine = tmp_path / "machine"
     for name in ("bin", "dev", "proc/sys/kernel", "run", "usr", "kdump/early"):
         (machine / name).mkdir(parents=True)

@@ -7,12 +7,12 @@ each run; ``HYPOTHESIS_EXAMPLES=1000`` looks for more, with other ones.
 
 from __future__ import annotations
 
+import json
 import os
-import resource
-import signal
 import struct
-import traceback
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +26,7 @@ from kdump_service.dump_options import DumpOptions
 from kdump_service.dumpfile.kdump_reader import KdumpFile
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.engine.convert import convert_file
-from kdump_service.engine.inspect import inspect_file
-from kdump_service.errors import BadVmcore, KdumpError, WorkerFailed
-from kdump_service.vmcore.address_space import AddressSpace
-from kdump_service.vmcore.printk import read_log
+from kdump_service.errors import BadVmcore
 from tests.builders import printk_ring
 from tests.builders.machine_memory import X86_64, Aarch64, Machine
 from tests.builders.printk_ring import PrintkRing
@@ -37,10 +34,6 @@ from tests.builders.processors import NUMBER, OFFSETS, PRESENT, SYMBOLS, Process
 
 MIB = 1 << 20
 NOTES_AT = 4096
-MOST_BYTES = 512 * MIB
-"""More address space than before. Workers share some MiB; what a header claims may be anything."""
-MOST_SECONDS = 10
-"""An example takes a fraction of a second."""
 
 _EXAMPLES = os.environ.get("HYPOTHESIS_EXAMPLES")
 
@@ -210,63 +203,33 @@ def dumps(cores: list[Sample]) -> dict[str, Sample]:
 # What is done with a file
 
 
-def _use(path: Path) -> None:
-    """All that is done with files that others gave us."""
+class _User:
+    """Does all that is done with files that others gave us, with limits: see limited_use.py."""
 
-    def log() -> None:
-        with open_image(path, truncated_ok=True) as opened:
-            space = AddressSpace(opened.image)
-            for _ in read_log(opened.image.vmcoreinfo, space, opened.image.byte_order):
-                pass
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.fuzz.limited_use"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
-    def convert() -> None:
-        options = DumpOptions(31, "kdump", "none")
-        convert_file(path, path.with_suffix(".out"), options, replace=True)
+    def __call__(self, path: Path) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(str(path)) + "\n")
+        self._process.stdin.flush()
+        told = json.loads(self._process.stdout.readline())
+        assert told is None, told
 
-    def convert_to_elf() -> None:
-        convert_file(path, path.with_suffix(".out"), DumpOptions(0, "elf", "none"), replace=True)
-
-    acts: list[Callable[[], object]] = [
-        log,
-        lambda: inspect_file(path, every_page=True, progress=lambda *told: None),
-        convert,
-        convert_to_elf,
-    ]
-    for act in acts:
-        try:
-            act()
-        except WorkerFailed:
-            raise  # that hides an exception of another kind
-        except KdumpError as error:
-            assert error.explanation()
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate()
 
 
-def _too_long(*arguments: object) -> None:
-    raise TimeoutError(f"not done after {MOST_SECONDS} s")
-
-
-def _limited(act: Callable[[], None]) -> None:
-    """Do it in a process of its own, with limits; an exception there is a failure here."""
-    read_end, write_end = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            signal.signal(signal.SIGALRM, _too_long)
-            signal.alarm(MOST_SECONDS)
-            resource.setrlimit(resource.RLIMIT_CPU, (2 * MOST_SECONDS, 2 * MOST_SECONDS))
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (used + MOST_BYTES, used + MOST_BYTES))
-            act()
-        except BaseException:
-            os.write(write_end, traceback.format_exc().encode()[-60000:])
-        finally:
-            os._exit(0)
-    os.close(write_end)
-    with open(read_end, "rb") as pipe:
-        told = pipe.read().decode()
-    _, status = os.waitpid(pid, 0)
-    assert not told, told
-    assert os.WIFEXITED(status), f"ended by {signal.Signals(os.WTERMSIG(status)).name}"
+@pytest.fixture(scope="module")
+def use() -> Iterator[_User]:
+    user = _User()
+    yield user
+    user.close()
 
 
 # Claims
@@ -274,11 +237,11 @@ def _limited(act: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("claim", [1 << 38, 1 << 49, 1 << 52, 1 << 60, (1 << 64) - 4096], ids=hex)
 @pytest.mark.parametrize("offset", [24, 40], ids=["p_paddr", "p_memsz"])
-def test_memory_that_no_machine_has(cores: list[Sample], offset: int, claim: int) -> None:
+def test_memory_that_no_machine_has(use: _User, cores: list[Sample], offset: int, claim: int) -> None:
     """What a program header says costs nothing, or is refused."""
     second_load = 64 + 2 * 56
     with cores[0].damaged([(second_load + offset, struct.pack("<Q", claim))]) as path:
-        _limited(lambda: _use(path))
+        use(path)
 
 
 def _head_with_frames(dumps: dict[str, Sample], frames: int) -> bytes:
@@ -290,7 +253,9 @@ def _head_with_frames(dumps: dict[str, Sample], frames: int) -> bytes:
 
 
 @pytest.mark.parametrize("frames", [1 << 30, 1 << 36, 1 << 45], ids=hex)
-def test_bitmaps_that_are_not_there(dumps: dict[str, Sample], tmp_path: Path, frames: int) -> None:
+def test_bitmaps_that_are_not_there(
+    use: _User, dumps: dict[str, Sample], tmp_path: Path, frames: int
+) -> None:
     """A flattened file may say of itself that it is of any length, and then is zeros almost everywhere."""
     head = _head_with_frames(dumps, frames)
     records = struct.pack(">16sqq", b"makedumpfile", 1, 1).ljust(4096, b"\0")
@@ -298,14 +263,14 @@ def test_bitmaps_that_are_not_there(dumps: dict[str, Sample], tmp_path: Path, fr
     records += struct.pack(">qqcqq", 1 << 60, 1, b"x", -1, -1)
     path = tmp_path / "dump"
     path.write_bytes(records)
-    _limited(lambda: _use(path))
+    use(path)
     with pytest.raises(BadVmcore, match=r"within the bitmaps|too few"):
         open_image(path)
 
 
 @pytest.mark.parametrize("frames", [1 << 30, 1 << 36, 1 << 40], ids=hex)
 def test_bitmaps_in_lz4_frames_that_hold_nothing(
-    dumps: dict[str, Sample], tmp_path: Path, frames: int
+    use: _User, dumps: dict[str, Sample], tmp_path: Path, frames: int
 ) -> None:
     """A frame of 19 bytes may claim 16 MiB."""
     claim = 16 * MIB
@@ -313,12 +278,12 @@ def test_bitmaps_in_lz4_frames_that_hold_nothing(
     path = tmp_path / "dump"
     true = lz4.frame.compress(_head_with_frames(dumps, frames), store_size=True)
     path.write_bytes(true + lie * (2 * frames // 8 // claim + 1))
-    _limited(lambda: _use(path))
+    use(path)
     with pytest.raises(BadVmcore, match=r"the LZ4 frame at offset .* (?:is damaged|holds)"):
         open_image(path)
 
 
-def test_bitmaps_that_are_packed_to_nothing(dumps: dict[str, Sample], tmp_path: Path) -> None:
+def test_bitmaps_that_are_packed_to_nothing(use: _User, dumps: dict[str, Sample], tmp_path: Path) -> None:
     """They are there, but cost no more than what is unpacked of them at a time."""
     frames = 1 << 27
     content = _head_with_frames(dumps, frames) + bytes(2 * frames // 8)
@@ -327,7 +292,7 @@ def test_bitmaps_that_are_packed_to_nothing(dumps: dict[str, Sample], tmp_path: 
         for start in range(0, len(content), MIB):
             file.write(lz4.frame.compress(content[start : start + MIB], store_size=True))
     assert path.stat().st_size < len(content) // 200
-    _limited(lambda: _use(path))
+    use(path)
     with open_image(path) as opened:
         assert isinstance(opened.image, KdumpFile)
         assert (opened.image.end_pfn, opened.image.page_count) == (frames, 0)
@@ -365,15 +330,15 @@ def _edits(draw: st.DrawFn, sample: Sample, names: list[str]) -> list[tuple[int,
 
 @_settings(30)
 @given(data=st.data())
-def test_elf_headers_and_notes(cores: list[Sample], data: st.DataObject) -> None:
+def test_elf_headers_and_notes(use: _User, cores: list[Sample], data: st.DataObject) -> None:
     sample = data.draw(st.sampled_from(cores))
     with sample.damaged(data.draw(_edits(sample, ["headers", "headers", "notes"]))) as path:
-        _limited(lambda: _use(path))
+        use(path)
 
 
 @_settings(30)
 @given(data=st.data())
-def test_page_tables_and_sections(cores: list[Sample], data: st.DataObject) -> None:
+def test_page_tables_and_sections(use: _User, cores: list[Sample], data: st.DataObject) -> None:
     sample = data.draw(st.sampled_from(cores))
     name = data.draw(st.sampled_from(["page tables", "page tables", "sections"]))
     words = _words(sample, name)
@@ -383,13 +348,13 @@ def test_page_tables_and_sections(cores: list[Sample], data: st.DataObject) -> N
         for _ in range(data.draw(st.integers(0, 2)))
     ]
     with sample.damaged(edits) as path:
-        _limited(lambda: _use(path))
+        use(path)
 
 
 @_settings(15)
 @given(data=st.data())
 def test_page_tables_that_lead_to_each_other(
-    machines: list[Machine], cores: list[Sample], data: st.DataObject
+    use: _User, machines: list[Machine], cores: list[Sample], data: st.DataObject
 ) -> None:
     """Loops, and the same table at several levels."""
     number = data.draw(st.integers(0, 1))
@@ -403,36 +368,36 @@ def test_page_tables_that_lead_to_each_other(
         for _ in range(data.draw(st.integers(1, 4)))
     ]
     with sample.damaged(edits) as path:
-        _limited(lambda: _use(path))
+        use(path)
 
 
 @_settings(15)
 @given(data=st.data())
-def test_struct_pages(cores: list[Sample], data: st.DataObject) -> None:
+def test_struct_pages(use: _User, cores: list[Sample], data: st.DataObject) -> None:
     sample = data.draw(st.sampled_from(cores))
     with sample.damaged(data.draw(_edits(sample, ["struct pages"]))) as path:
-        _limited(lambda: _use(path))
+        use(path)
 
 
 @_settings(15)
 @given(data=st.data())
-def test_log_buffers(cores: list[Sample], data: st.DataObject) -> None:
+def test_log_buffers(use: _User, cores: list[Sample], data: st.DataObject) -> None:
     sample = data.draw(st.sampled_from(cores))
     with sample.damaged(data.draw(_edits(sample, ["log"]))) as path:
-        _limited(lambda: _use(path))
+        use(path)
 
 
 @_settings(30)
 @given(data=st.data())
-def test_symbols_and_processors(cores: list[Sample], data: st.DataObject) -> None:
+def test_symbols_and_processors(use: _User, cores: list[Sample], data: st.DataObject) -> None:
     sample = data.draw(st.sampled_from(cores))
     with sample.damaged(data.draw(_edits(sample, ["processors"]))) as path:
-        _limited(lambda: _use(path))
+        use(path)
 
 
 @_settings(40)
 @given(data=st.data())
-def test_vmcoreinfo(machines: list[Machine], cores: list[Sample], data: st.DataObject) -> None:
+def test_vmcoreinfo(use: _User, machines: list[Machine], cores: list[Sample], data: st.DataObject) -> None:
     number = data.draw(st.integers(0, 1))
     machine, sample = machines[number], cores[number]
     former = dict(machine.vmcoreinfo)
@@ -447,41 +412,45 @@ def test_vmcoreinfo(machines: list[Machine], cores: list[Sample], data: st.DataO
     machine.vmcoreinfo = former
     lengths = struct.pack("<QQ", len(notes), len(notes))
     with sample.damaged([(NOTES_AT, notes), (64 + 32, lengths)]) as path:
-        _limited(lambda: _use(path))
+        use(path)
 
 
 @_settings(50)
 @given(data=st.data())
 @pytest.mark.parametrize("compression", ["zstd", "zlib"])
 @pytest.mark.promise("any-dump-file")
-def test_kdump_compressed_files(dumps: dict[str, Sample], data: st.DataObject, compression: str) -> None:
+def test_kdump_compressed_files(
+    use: _User, dumps: dict[str, Sample], data: st.DataObject, compression: str
+) -> None:
     sample = dumps[compression]
     names = ["header", "sub header", "notes", "bitmaps", "descriptors", "descriptors", "pages", "pages"]
     with sample.damaged(data.draw(_edits(sample, names))) as path:
-        _limited(lambda: _use(path))
+        use(path)
 
 
 @_settings(40)
 @given(data=st.data())
 @pytest.mark.promise("any-dump-file")
-def test_flattened_files(dumps: dict[str, Sample], data: st.DataObject) -> None:
+def test_flattened_files(use: _User, dumps: dict[str, Sample], data: st.DataObject) -> None:
     sample = dumps["flattened"]
     with sample.damaged(data.draw(_edits(sample, ["header", "records", "records", "anything"]))) as path:
-        _limited(lambda: _use(path))
+        use(path)
 
 
 @_settings(40)
 @given(data=st.data())
-def test_lz4_frames(dumps: dict[str, Sample], data: st.DataObject) -> None:
+def test_lz4_frames(use: _User, dumps: dict[str, Sample], data: st.DataObject) -> None:
     sample = dumps["lz4"]
     with sample.damaged(data.draw(_edits(sample, ["slot", "frame", "frames", "anything"]))) as path:
-        _limited(lambda: _use(path))
+        use(path)
 
 
 @_settings(30)
 @given(data=st.data())
-def test_files_that_end_anywhere(cores: list[Sample], dumps: dict[str, Sample], data: st.DataObject) -> None:
+def test_files_that_end_anywhere(
+    use: _User, cores: list[Sample], dumps: dict[str, Sample], data: st.DataObject
+) -> None:
     sample = data.draw(st.sampled_from([*cores, *dumps.values()]))
     length = data.draw(st.integers(0, len(sample.content)) | st.integers(0, 8192))
     with sample.damaged([], min(length, len(sample.content))) as path:
-        _limited(lambda: _use(path))
+        use(path)

@@ -18,10 +18,10 @@ VM_TESTS = $(VENV)/bin/pytest -n $(VM_JOBS) --dist worksteal tests/vm
 LEDGER := build/ledger
 PART ?=
 PARTS = $(shell sed -n 's/^\[part\.\(.*\)\]$$/\1/p' tests/budget/budget.toml)
-# What is marked alone looks at how long the daemon has others wait, and whether it rests.
+# What is marked alone looks at how long the daemon has others wait, or whether it rests, and runs after the rest.
 define UNIT_TESTS
 $(VENV)/bin/pytest -n auto --dist worksteal -m "not alone" $(1) tests/unit tests/fuzz tests/bus
-$(VENV)/bin/pytest -m alone tests/bus
+$(VENV)/bin/pytest -m alone tests/unit tests/bus
 endef
 
 .PHONY: help setup lint cache test test-all test-unit test-vm demo bench bench-capture install clean

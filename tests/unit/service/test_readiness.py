@@ -75,6 +75,7 @@ def test_healthy_machine_has_no_problem(bench: _Bench) -> None:
     assert bench.readiness.quick(bench.manager.config, bench.manager.status()) == []
 
 
+@pytest.mark.alone
 def test_looking_is_quick_and_starts_no_process(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a process"))
     started = time.perf_counter()
@@ -616,6 +617,7 @@ def test_failed_test_of_what_is_armed_is_a_problem(bench: _Bench) -> None:
     assert bench.readiness.quick(config, status, Proof(Level.TESTED, failed.time)) == []
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not can_mount(), reason="needs the right to mount FUSE")
 def test_dead_file_system_is_a_problem_not_a_wait(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdump_service.service.checks.target.ANSWER_SEC", 1.0)

@@ -230,6 +230,7 @@ def test_lost_events_mean_that_everything_is_looked_at(tmp_path: Path) -> None:
     asyncio.run(scene())
 
 
+@pytest.mark.alone
 def test_many_changes_are_told_once(tmp_path: Path) -> None:
     async def scene() -> None:
         async with _watching(tmp_path) as bench:
@@ -242,6 +243,7 @@ def test_many_changes_are_told_once(tmp_path: Path) -> None:
     asyncio.run(scene())
 
 
+@pytest.mark.alone
 def test_changes_without_end_are_told_all_the_same(tmp_path: Path) -> None:
     async def scene() -> None:
         async with _watching(tmp_path) as bench:
@@ -272,6 +274,7 @@ def test_file_systems_that_may_hang_are_not_entered(tmp_path: Path) -> None:
     asyncio.run(scene())
 
 
+@pytest.mark.alone
 def test_idle_means_no_wake_up(tmp_path: Path) -> None:
     async def scene() -> None:
         async with _watching(tmp_path) as bench:
@@ -319,6 +322,7 @@ def test_one_inode_under_two_names_and_the_end_of_watches(tmp_path: Path) -> Non
 # Mounts
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to mount")
 def test_mounts_of_the_machine(tmp_path: Path) -> None:
     """The real kernel's list: a mount on the target is told of, one elsewhere is not."""

@@ -74,12 +74,13 @@ def test_target_read_only(restored: RestoredFactory, environment: Environment) -
 
 
 @pytest.mark.promise("never-hang", "incomplete-says-so", "no-broken-dump-as-good")
-@pytest.mark.guest(boots=1, captures=1)
 @pytest.mark.parametrize(
     "blow",
     [
-        pytest.param("kill", marks=pytest.mark.promise("capture-killed")),
-        pytest.param("panic", marks=pytest.mark.promise("panic-in-capture")),
+        pytest.param(
+            "kill", marks=[pytest.mark.promise("capture-killed"), pytest.mark.guest(boots=1, captures=1)]
+        ),
+        pytest.param("panic", marks=[pytest.mark.promise("panic-in-capture"), pytest.mark.guest(captures=1)]),
     ],
 )
 def test_cut_off_half_way(restored: RestoredFactory, blow: str) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Guests are counted, and what they do for the cache is not a case's."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -46,3 +48,21 @@ def test_an_entry_that_fails_is_told_all_the_same() -> None:
         raise OSError
     assert replace(guests.COUNTED) == Guests()
     assert [entry.boots for entry in guests.MADE] == [1]
+
+
+def test_a_machine_that_runs_counts_once() -> None:
+    """While it runs as well as when it has been waited for."""
+    burn = (
+        "import sys, time\nwhile time.process_time() < 1: pass\nprint('burnt', flush=True)\nsys.stdin.read()"
+    )
+    before = guests.processor_seconds()
+    with subprocess.Popen(
+        [sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as machine:
+        assert machine.stdout is not None
+        assert machine.stdout.readline() == "burnt\n"
+        guests.RUNNING.add(machine.pid)
+        assert guests.processor_seconds() - before >= 0.9
+        machine.communicate()
+        guests.RUNNING.discard(machine.pid)
+    assert 0.9 <= guests.processor_seconds() - before < 1.9

@@ -36,8 +36,9 @@ def vmlinux(cache: Cache, tree: Tree) -> Path:
                     f"{package} {tree.version} cannot be had; if the mirror has a newer kernel by now, "
                     f"remove {tree.root.parent} to have the tree made anew"
                 ) from error
-            _unpack(package_file, "./usr/lib/debug/*vmlinux*", folder / "vmlinux")
-        run_tool("gdb-add-index", folder / "vmlinux")
+            plain = Path(temporary) / "vmlinux"
+            _unpack(package_file, "./usr/lib/debug/*vmlinux*", plain)
+            _add_index(plain, folder / "vmlinux")
 
     key = digest("with an index", tree.release, tree.version)
     return cache.entry("symbols", key, build, doing=f"symbols of {tree.release} {tree.version}") / "vmlinux"
@@ -61,6 +62,16 @@ def _unpack(package: Path, pattern: str, target: Path) -> None:
                     data.kill()
                     return
     raise RuntimeError(f"{package} holds no file like {pattern}")
+
+
+def _add_index(plain: Path, indexed: Path) -> None:
+    """As gdb-add-index(1) does; which, run by root, has objcopy give /dev/null the mode of the program."""
+    index = plain.with_name("vmlinux.gdb-index")
+    run_tool("gdb", "-nx", "-batch", "-ex", f"save gdb-index {plain.parent}", plain)
+    run_tool(
+        *("objcopy", "--add-section", f".gdb_index={index}"),
+        *("--set-section-flags", ".gdb_index=readonly", plain, indexed),
+    )
 
 
 def kernel_module(cache: Cache, tree: Tree, name: str) -> Path:

@@ -37,6 +37,7 @@ from .disk import (
 )
 from .events import Boot, CommandFailed, Completed, GuestDump, MachineLost, Mode, QmpEvent, UnexpectedBoot
 from .qemu import OVMF, UEFI_FLASH, Memory, firmware_arguments, machine_arguments, wires
+from .stalls import stalls_at_start
 
 __all__ = [
     "PLANTED_COMMAND",
@@ -68,16 +69,6 @@ CHUNK = 256 << 10  # bytes of a file per message
 BOOT_SEC = 600.0  # twenty times what a boot takes under emulation on two idle cores; others may be at work
 WAIT_SEC = 360.0
 GRACE_SEC = 15.0  # how much longer than the guest's own limit the host waits for an answer
-
-# Emulated processors hang now and then, with two machines on two cores: production's kernel then complains
-# of itself before anything of the project has started. So long after the first complaint it will not come up.
-# It dies of it where the timer's interrupt has not come in the tenth of a second in which it looks for it.
-DEAD_TIMER = "Kernel panic - not syncing: IO-APIC + timer doesn't work!"
-STALL = re.compile(r"rcu: INFO: rcu_\w+ (self-)?detected stall|watchdog: BUG: soft lockup")
-STALL_SEC = 60.0
-KERNEL_STARTS = "Command line: "  # always of production, whose console is not quiet
-KERNEL_DIED = "Kernel panic - not syncing"
-CAPTURES = "systemd.unit=kdump-capture.target"
 
 # Unit files and settings of the project, for what is printed when a case fails.
 JOURNAL_COMMAND = (
@@ -604,26 +595,6 @@ class Machine:
             raise RuntimeError("the machine still runs")
         extract(self.image, guest_path, host_path, offset=self.disk.root_offset)
         return host_path
-
-
-def stalls_at_start(lines: Sequence[ConsoleLine], now: float) -> bool:
-    """Whether production's kernel, which nobody has crashed yet, has complained of itself for `STALL_SEC`.
-
-    What a capture kernel does is the project's business, and never excused: it comes after a panic, and says
-    on its command line that it is one, if it is not quiet.
-    """
-    first_complaint = None
-    for line in reversed(lines):
-        if DEAD_TIMER in line.text:
-            first_complaint = now - STALL_SEC
-        elif KERNEL_DIED in line.text:
-            return False
-        if STALL.search(line.text):
-            first_complaint = line.at
-        if KERNEL_STARTS in line.text:
-            stalls = first_complaint is not None and now - first_complaint >= STALL_SEC
-            return stalls and CAPTURES not in line.text
-    return False
 
 
 def _shown(request: Message) -> str:

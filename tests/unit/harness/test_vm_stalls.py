@@ -4,7 +4,7 @@
 import pytest
 
 from tests.vm.channel import ConsoleLine
-from tests.vm.machine import STALL_SEC, stalls_at_start
+from tests.vm.stalls import STALL_SEC, stalls_at_start
 
 STARTS = "[    0.000000] Command line: root=/dev/vda ro console=ttyS0 crashkernel=256M"
 CAPTURE_STARTS = f"{STARTS} systemd.unit=kdump-capture.target"

@@ -161,9 +161,7 @@ def _finish(root: Path) -> None:
         run_tool("chroot", root, "python3", "-m", "compileall", "-q", f"{packages}/kdump_service")
     shadow = root / "etc/shadow"
     opened = shadow.read_text().replace("root:*:", "root::", 1)
-    shadow.unlink()  # the tree is hard links into the cache: replace, never write
     shadow.write_text(opened)
-    shadow.chmod(0o640)
 
 
 @contextlib.contextmanager
@@ -206,8 +204,12 @@ def build_capture_image(root: Path, release: str) -> None:
 
 
 def make_root(tree: Tree, staged: Stage, root: Path) -> None:
-    """Make `root`: the base tree with what is staged on top."""
-    run_tool("cp", "-al", tree.root, root)
+    """Make `root`: the base tree with what is staged on top.
+
+    A copy and no links: whoever makes or removes another link to a file changes its ctime, and a build of an
+    image that is under way takes it for replaced under its hands: that image is never current.
+    """
+    run_tool("cp", "-a", "--reflink=auto", tree.root, root)
     run_tool("cp", "-a", "--no-preserve=ownership", "--remove-destination", f"{staged.root}/.", f"{root}/")
     _finish(root)
     if (root / "usr/bin/dracut").exists() and (root / "usr/bin/kdump-service").exists():

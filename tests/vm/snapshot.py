@@ -31,6 +31,7 @@ __all__ = ["RestoredMachine", "RestoredOptions", "Snapshot", "armed_snapshot"]
 KEPT = 3  # 0.5 to 0.9 GB each: of this state of the project, and of those before
 WITHOUT_THE_MEMORY = {"capability": "x-ignore-shared", "state": True}
 WITH_EVENTS = {"capability": "events", "state": True}
+BUILDS = "'Building the capture image'"
 AGENT_FILE = "/etc/kdump-service.conf.d/01-agent.conf"
 
 
@@ -66,6 +67,12 @@ def armed_snapshot(cache: Cache, disk: Disk) -> Snapshot:
             machine.wait_until_armed()
             # "degraded", where a unit of Debian's fails in a machine like this, is at rest, too.
             machine.run("systemctl is-system-running --wait", check=False)
+            if machine.run(
+                f"journalctl -b -u 'kdump-build-image@*' -o cat | grep {BUILDS}", check=False
+            ).stdout:
+                raise RuntimeError(
+                    "the capture image of the disk is not what the machine wants: it built another"
+                )
             machine.run("sync")
             _save(machine, folder)
         copy_image(machine.image, folder / "disk.img")

@@ -39,7 +39,7 @@ class Invocation:
     exit_status: int = 0
     wall: float = 0
     cpu: float = 0
-    """Of all processes, and so also what is in no case: collection, for one."""
+    """User and system seconds of all processes, with what is in no case, such as collection."""
     cases: dict[str, Case] = field(default_factory=dict)
     made: list[Made] = field(default_factory=list)
 

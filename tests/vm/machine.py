@@ -249,14 +249,18 @@ class Machine:
         after it."""
         self.execute("set-action", reboot="shutdown")
 
-    def wait_until_off(self, *, since: float = 0, timeout_sec: float = WAIT_SEC) -> QmpEvent:
-        """Wait until the machine has switched itself off, or was reset after `end_at_reset`; answers with
-        QEMU's event, whose data tell which of both."""
+    def wait_until_off(
+        self, reason: str = "guest-reset", *, since: float = 0, timeout_sec: float = WAIT_SEC
+    ) -> None:
+        """Wait until the machine is off for this reason, as QEMU's event SHUTDOWN tells it.
+
+        "guest-reset" is that of `end_at_reset`, "guest-shutdown" that of a machine which switched itself off.
+        """
         self._ending = True
         event = self.wait_for_event("SHUTDOWN", since=since, timeout_sec=timeout_sec)
         self._wait(lambda: None if self.running else True, timeout_sec, "QEMU's end", ending=True)
         self.stop()
-        return event
+        assert event.data["reason"] == reason
 
     # Talking to the guest
 

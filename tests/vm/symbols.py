@@ -65,7 +65,10 @@ def _unpack(package: Path, pattern: str, target: Path) -> None:
 
 
 def _add_index(plain: Path, indexed: Path) -> None:
-    """As gdb-add-index(1) does; which, run by root, has objcopy give /dev/null the mode of the program."""
+    """Write the program with gdb's index in it, as gdb-add-index(1) would.
+
+    Run by root, that has objcopy give /dev/null the mode of the program.
+    """
     index = plain.with_name("vmlinux.gdb-index")
     run_tool("gdb", "-nx", "-batch", "-ex", f"save gdb-index {plain.parent}", plain)
     run_tool(

@@ -161,6 +161,7 @@ def test_not_armed_but_up(restored: RestoredFactory, before: str, reason: str, a
         assert advice in said["Explanation"]
         assert "Not armed" in machine.run("systemctl status --no-pager kdump.service").stdout
         if before == LOCK_DOWN:
+            assert "[integrity]" in machine.run("cat /sys/kernel/security/lockdown").stdout
             # Debian's key comes to the kernel by shim only: without it Debian's own kernels are refused.
             assert "kexec of unsigned images is restricted" in machine.run("dmesg").stdout
 

@@ -26,7 +26,7 @@ BUDGET = Budget(
 
 
 def a_run(cpu: float = 100, part: str | None = None, **guests: int) -> Invocation:
-    """Of two cases, on the machine of the reference."""
+    """Return an invocation of two cases on the machine that the reference seconds are of."""
     taken = Guests(**{"boots": 10, "captures": 4, **guests})
     cases = {"test_a.py::test_x": Case(cpu / 2, "passed", taken), "test_a.py::test_y": Case(1, "passed")}
     return Invocation(what="tests", part=part, calibration=2.0, wall=60, cpu=cpu, cases=cases)

@@ -10,7 +10,7 @@ from tests.budget.declared import long_first
 
 
 def case(name: str, *, shares: str = "", **guest: int) -> pytest.Item:
-    """As much of a case as its order depends on; of the module `shares`, whose machine it uses."""
+    """Return a case of the module `shares`, whose machine it uses, with what its order depends on."""
     mark = SimpleNamespace(kwargs=guest) if guest or shares else None
     fixture = SimpleNamespace(scope="module" if shares else "function")
     made = SimpleNamespace(

@@ -18,11 +18,8 @@ VM_TESTS = $(VENV)/bin/pytest -n $(VM_JOBS) --dist worksteal tests/vm
 LEDGER := build/ledger
 PART ?=
 PARTS = $(shell sed -n 's/^\[part\.\(.*\)\]$$/\1/p' tests/budget/budget.toml)
-# What is marked alone looks at how long the daemon has others wait, or whether it rests, and runs after the rest.
-define UNIT_TESTS
-$(VENV)/bin/pytest -n auto --dist worksteal -m "not alone" $(1) tests/unit tests/fuzz tests/bus
-$(VENV)/bin/pytest -m alone tests/unit tests/bus
-endef
+UNIT_TESTS = $(VENV)/bin/pytest -n auto --dist worksteal
+UNIT_ROOMS = tests/unit tests/fuzz tests/bus
 
 .PHONY: help setup lint cache test test-all test-unit test-vm demo bench bench-capture install clean
 
@@ -56,7 +53,7 @@ lint: setup
 	$(VENV)/bin/pytest tests/lint
 
 test-unit: setup
-	$(call UNIT_TESTS)
+	$(UNIT_TESTS) $(UNIT_ROOMS)
 
 cache: setup
 	$(VENV)/bin/python -m tests.vm.fill
@@ -67,7 +64,7 @@ test-vm: cache
 test: export KDUMP_TEST_LEDGER := $(CURDIR)/$(LEDGER)
 test: setup
 	rm -rf $(LEDGER)
-	$(call UNIT_TESTS,tests/lint)
+	$(UNIT_TESTS) tests/lint $(UNIT_ROOMS)
 	$(VENV)/bin/python -m tests.vm.fill
 	$(VM_TESTS)
 	$(VENV)/bin/python -m tests.budget $(LEDGER) --tier test

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Run as a child: many clients that call the daemon all at once, five calls each."""
+"""Run as a child: many clients that call the daemon all at once, five calls each, and then again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ CALLS: tuple[tuple[str, str, list[str]], ...] = (
 async def _main(address: str, count: int) -> None:
     clients = [await MessageBus(bus_address=address).connect() for _ in range(count)]
     print("connected", flush=True)
-    replies = await asyncio.gather(
+    replies = [reply for _ in range(2) for reply in await _all_at_once(clients)]
+    errors = [reply for reply in replies if reply.message_type is not MessageType.METHOD_RETURN]
+    print(f"{len(replies)} answers, {len(errors)} errors")
+
+
+async def _all_at_once(clients: list[MessageBus]) -> list[Message]:
+    return await asyncio.gather(
         *(
             client.call(
                 Message(
@@ -38,8 +44,6 @@ async def _main(address: str, count: int) -> None:
             for interface, member, body in CALLS
         )
     )
-    errors = [reply for reply in replies if reply.message_type is not MessageType.METHOD_RETURN]
-    print(f"{len(replies)} answers, {len(errors)} errors")
 
 
 if __name__ == "__main__":

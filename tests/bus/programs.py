@@ -3,8 +3,8 @@
 
 To load the modules of the daemon, or of kdumpctl, takes more processor time than all that most cases have
 them do. What is forked begins at the first line of its own module, as by ``python -m``; it shares with others
-what was imported, and nothing else. Cases that are marked ``alone`` get a new interpreter all the same: they
-look at the time and the memory that a program takes. So do those that need a terminal.
+what was imported, and nothing else. Cases that are marked ``new_interpreter`` get one: they look at the
+processor time and the memory that a program takes. So do those that need a terminal.
 """
 
 from __future__ import annotations

@@ -23,8 +23,9 @@ from dbus_next import Message, MessageFlag, MessageType, Variant
 from kdump_service.bus.connection import LARGEST_BODY_BYTES, Connection
 from tests.builders.machine_root import MachineRoot
 from tests.builders.stored_dumps import put_dump
-from tests.bus.conftest import BusClient, FakePolkit, PrivateBus, RunningDaemon
+from tests.bus.conftest import MOST_OF_ALL_TIME, BusClient, FakePolkit, PrivateBus, RunningDaemon
 from tests.bus.daemon_with_users import write_users
+from tests.hang import HANG_SEC
 
 PROPERTIES = "org.freedesktop.DBus.Properties"
 SETTINGS = "org.kdump.Kdump1.Settings"
@@ -128,23 +129,19 @@ def test_all_properties_at_once(daemon: RunningDaemon, bus: PrivateBus) -> None:
     assert settings < every
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("size_mib", [1, 30])
 def test_large_messages_are_not_even_read(daemon: RunningDaemon, bus: PrivateBus, size_mib: int) -> None:
     """Half a million numbers would take a second to be read, and sixteen times the message's memory."""
 
-    async def act(client: BusClient) -> float:
+    async def act(client: BusClient) -> None:
         large = asyncio.ensure_future(client.call("Check", "ay", bytes(size_mib << 20)))
         await asyncio.sleep(0)
         async with BusClient(bus.address) as other:
-            start = asyncio.get_running_loop().time()
             assert await other.get("State") == "armed"
-            duration = asyncio.get_running_loop().time() - start
         assert (await large).error_name == f"{ERROR}LimitsExceeded"
-        return duration
 
     peak = _peak_kib(daemon)
-    assert _run(bus, act) < 1
+    _run(bus, act)
     assert _peak_kib(daemon) - peak < 1024
 
 
@@ -253,7 +250,6 @@ def test_unknown_header_fields_and_flags(daemon: RunningDaemon, bus: PrivateBus)
     assert daemon.read("State") == "armed"
 
 
-@pytest.mark.alone
 def test_hundreds_of_clients_at_once(daemon: RunningDaemon, bus: PrivateBus, machine: MachineRoot) -> None:
     put_dump(machine, 0)
     crowd = subprocess.Popen(
@@ -263,16 +259,10 @@ def test_hundreds_of_clients_at_once(daemon: RunningDaemon, bus: PrivateBus, mac
     assert crowd.stdout.readline() == "connected\n"
 
     async def act(client: BusClient) -> float:
-        loop = asyncio.get_running_loop()
-        slowest = 0.0
-        while crowd.poll() is None:
-            start = loop.time()
-            assert await client.get("State") in ("armed", "arming")
-            slowest = max(slowest, loop.time() - start)
-        return slowest
+        return await client.longest_share(lambda: crowd.poll() is not None)
 
-    assert _run(bus, act) < 1
-    assert crowd.stdout.read() == "1100 answers, 0 errors\n"
+    assert _run(bus, act) < MOST_OF_ALL_TIME
+    assert crowd.stdout.read() == "2200 answers, 0 errors\n"
 
 
 def test_one_client_cannot_take_all(daemon: RunningDaemon, bus: PrivateBus) -> None:
@@ -301,7 +291,6 @@ def test_calls_without_reply_pile_up_nowhere(
     assert _run(bus, act) == "armed"
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("connections", "calls_each"),
     [(4, 50), (70, 63)],  # more than are asked of polkit at a time; than one user may have under way
@@ -338,11 +327,9 @@ async def _others_beside_who_never_answers(
 
         denied = "org.kdump.Kdump1.Error.NotAuthorized"
         for caller in (stranger, administrator, root):
-            start = asyncio.get_running_loop().time()
-            assert await asyncio.wait_for(caller.get("State"), 10) == "armed"
-            assert (await asyncio.wait_for(caller.call("Check"), 10)).error_name is None
-            assert asyncio.get_running_loop().time() - start < 1
-            reply = await asyncio.wait_for(caller.call("Arm"), 10)
+            assert await asyncio.wait_for(caller.get("State"), 30) == "armed"
+            assert (await asyncio.wait_for(caller.call("Check"), 30)).error_name is None
+            reply = await asyncio.wait_for(caller.call("Arm"), 30)
             assert reply.error_name == (denied if caller is stranger else None)
         assert sum(name in never_answers for name, _, _ in polkit.asked()) == 8
 
@@ -360,7 +347,6 @@ def test_a_client_that_vanishes_in_the_middle_of_a_call(daemon: RunningDaemon, b
     assert "Traceback" not in daemon.stop()
 
 
-@pytest.mark.alone
 def test_a_bus_that_is_restarted_finds_the_service_again(
     daemon: RunningDaemon, bus: PrivateBus, machine: MachineRoot
 ) -> None:
@@ -370,13 +356,13 @@ def test_a_bus_that_is_restarted_finds_the_service_again(
     for _ in range(3):
         bus.close()
         bus.start()
-        assert asyncio.run(_seconds_to_answer(bus)) < 1
+        asyncio.run(_found_again(bus))
         assert daemon.read("Contents", SETTINGS) == "user"
         assert len(daemon.dumps()) == 1
     sockets = _sockets(daemon)
     bus.close()
     bus.start()
-    asyncio.run(_seconds_to_answer(bus))
+    asyncio.run(_found_again(bus))
     assert _sockets(daemon) <= sockets
     log = daemon.stop()
     assert "connecting anew" in log
@@ -387,8 +373,7 @@ def _sockets(daemon: RunningDaemon) -> int:
     return sum(target.startswith("socket:") for target in daemon.open_descriptors())
 
 
-async def _seconds_to_answer(bus: PrivateBus) -> float:
-    start = asyncio.get_running_loop().time()
+async def _found_again(bus: PrivateBus) -> None:
     async with BusClient(bus.address) as client:
         owned = asyncio.Event()
 
@@ -414,7 +399,6 @@ async def _seconds_to_answer(bus: PrivateBus) -> float:
         if not reply.body[0]:
             await asyncio.wait_for(owned.wait(), 10)
         assert await client.get("State") == "armed"
-    return asyncio.get_running_loop().time() - start
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="others are asked for by polkit, which goes with the bus")
@@ -430,7 +414,7 @@ def test_acts_go_on_while_the_bus_is_away(
     _run(bus, begin)
     bus.close()
     bus.start()
-    asyncio.run(_seconds_to_answer(bus))
+    asyncio.run(_found_again(bus))
     daemon.call("Arm")  # waits for what was asked for before
     in_file = (machine.path / "etc/kdump-service.conf.d/90-kdumpctl.conf").read_text()
     assert f"MaxDumps={daemon.read('MaxDumps', SETTINGS)}\n" in in_file
@@ -533,7 +517,7 @@ async def _full_socket() -> None:
                 return
 
     await asyncio.to_thread(drain)
-    await asyncio.wait_for(sent, 5)
+    await asyncio.wait_for(sent, HANG_SEC)
     assert len(received) == 1
     await asyncio.sleep(0)
     os.close(received[0])

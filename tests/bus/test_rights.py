@@ -18,7 +18,7 @@ from kdump_service.bus.names import ACTION_ARM, FREE
 from kdump_service.bus.objects import Objects
 from tests.builders.machine_root import MachineRoot
 from tests.builders.stored_dumps import put_dump
-from tests.bus.conftest import BusClient, FakePolkit, PrivateBus, RunningDaemon, close
+from tests.bus.conftest import FakePolkit, PrivateBus, RunningDaemon, close
 
 NAME = ("org.kdump.Kdump1", "/org/kdump/Kdump1")
 MANAGER, SETTINGS, DUMP = (f"org.kdump.Kdump1{suffix}" for suffix in ("", ".Settings", ".Dump"))
@@ -198,16 +198,3 @@ def test_interactive_flag_travels(bus: PrivateBus, daemon: RunningDaemon, polkit
         env=daemon.environment, check=True, user=NOBODY, capture_output=True,
     )  # fmt: skip
     assert [asked[2] for asked in polkit.asked()] == [1]
-
-
-async def _storm_of_strangers(bus: PrivateBus) -> float:
-    async with BusClient(bus.address) as client:
-        await asyncio.gather(*(client.call("Arm") for _ in range(60)))
-        start = asyncio.get_running_loop().time()
-        assert await client.get("State") == "armed"
-        return asyncio.get_running_loop().time() - start
-
-
-@pytest.mark.alone
-def test_answers_while_polkit_thinks(bus: PrivateBus, daemon: RunningDaemon) -> None:
-    assert asyncio.run(_storm_of_strangers(bus)) < 1

@@ -35,6 +35,7 @@ from kdump_service.kernel.files import KernelFiles
 from kdump_service.service.image_builder import build_by_unit
 from tests.builders.machine_disks import SMALL_IMAGE_DRIVERS, put_image, small_image_machine
 from tests.builders.machine_root import RELEASE, MachineRoot
+from tests.hang import wait_until
 
 RECIPE = Recipe(RELEASE, SMALL_IMAGE_DRIVERS)
 FOLDER = "var/lib/kdump-service/images"
@@ -124,10 +125,7 @@ def _another_build(machine: MachineRoot) -> Iterator[None]:
 
 
 def _is_waiting(machine: MachineRoot, caplog: pytest.LogCaptureFixture) -> bool:
-    deadline = time.monotonic() + 30
-    while "waiting for its end" not in caplog.text and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert "waiting for its end" in caplog.text
+    wait_until(lambda: "waiting for its end" in caplog.text)
     return (machine.path / FOLDER / "build-of-the-other/file").exists()
 
 

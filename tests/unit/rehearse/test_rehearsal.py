@@ -35,6 +35,7 @@ from kdump_service.rehearse.stage import Stage, write_stage
 from kdump_service.rehearse.verdict import Rehearsal, judge, larger_bytes
 from tests.builders.machine_disks import ROOT_UUID, put_image, small_image_machine
 from tests.builders.machine_root import RELEASE, FakeKernel, MachineRoot
+from tests.hang import HANG_SEC
 
 MIB = 1 << 20
 
@@ -192,7 +193,7 @@ def _boot(program: Path, tmp_path: Path, limit_of: Callable[[Boot], float]) -> B
 
 def test_a_boot_is_watched_to_its_end(tmp_path: Path) -> None:
     program = _program(tmp_path, "printf 'one\\r\\ntwo\\033[1m\\nthe end'; echo no kvm >&2; exit 3\n")
-    boot = _boot(program, tmp_path, lambda boot: time.monotonic() + 30)
+    boot = _boot(program, tmp_path, lambda boot: time.monotonic() + HANG_SEC)
     assert [line.text for line in boot.lines] == ["one", "two\ufffd[1m", "the end"]
     assert (boot.status, boot.complaints, boot.ended_at is not None) == (3, "no kvm", True)
 
@@ -202,7 +203,7 @@ def test_a_boot_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> 
     started = time.monotonic()
     boot = _boot(program, tmp_path, lambda boot: started + (0.5 if boot.lines else 20))
     assert ([line.text for line in boot.lines], boot.ended_at) == (["begun"], None)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < HANG_SEC
     child = int((tmp_path / "child").read_text())
     with contextlib.suppress(ProcessLookupError):  # gone, and forgotten
         descriptor = os.pidfd_open(child)
@@ -522,9 +523,9 @@ def _rehearse(
     monkeypatch.setattr(rehearsal, "find_program", lambda board: str(program))
     monkeypatch.setattr(rehearsal, "accelerators", lambda: ["kvm", "tcg"])
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    short = rehearsal.Limits(silent=0.5, crash=20, whole=30)
+    short = rehearsal.Limits(silent=0.5, crash=60, whole=60)
     tried: list[str] = []
-    limits: dict[qemu.Accelerator, rehearsal.Limits] = {"kvm": short, "tcg": rehearsal.Limits(20, 20, 30)}
+    limits: dict[qemu.Accelerator, rehearsal.Limits] = {"kvm": short, "tcg": rehearsal.Limits(60, 60, 60)}
     result = rehearsal.rehearse(kernel_files, armed_now(kernel_files), on_stage=tried.append, limits=limits)
     return result, tried
 
@@ -540,7 +541,7 @@ def test_where_kvm_does_not_work_it_is_emulated(
     (state / "rehearsal-killed").mkdir(parents=True)
     started = time.monotonic()
     result, what = _rehearse(machine, tmp_path, monkeypatch, kvm)
-    assert time.monotonic() - started < 15  # its silence is limited, not only its whole time
+    assert time.monotonic() - started < HANG_SEC  # its silence is limited, not only its whole time
     assert (result.passed, what, result.accelerator) == (True, tried, tried[-1])
     assert len(result.identity) == 64
     assert list(state.glob("rehearsal-*")) == []

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,6 +32,7 @@ from kdump_service.service.state import ArmState, Status, View
 from tests.builders.hanging_mount import HangingMount, can_mount
 from tests.builders.machine_disks import Disks, put_image
 from tests.builders.machine_root import BOOT_ID, RELEASE, FakeKernel, MachineRoot
+from tests.hang import HANG_SEC, wait_until
 
 ROOT_MOUNT = "1 0 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw"
 
@@ -75,13 +77,20 @@ def test_healthy_machine_has_no_problem(bench: _Bench) -> None:
     assert bench.readiness.quick(bench.manager.config, bench.manager.status()) == []
 
 
-@pytest.mark.alone
 def test_looking_is_quick_and_starts_no_process(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How quick depends on the machine; how many files are opened does not."""
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a process"))
-    started = time.perf_counter()
-    for _ in range(20):
-        bench.readiness.quick(bench.manager.config, bench.manager.status())
-    assert (time.perf_counter() - started) / 20 < 0.05
+    opened: list[object] = []
+    looking = True
+
+    def on_event(event: str, arguments: tuple[object, ...]) -> None:
+        if looking and event == "open":
+            opened.append(arguments[0])
+
+    sys.addaudithook(on_event)  # for the rest of the process
+    bench.readiness.quick(bench.manager.config, bench.manager.status())
+    looking = False
+    assert 0 < len(opened) < 100, opened
 
 
 # Faults that files show. Each: the code, and what is done to the healthy machine.
@@ -617,28 +626,21 @@ def test_failed_test_of_what_is_armed_is_a_problem(bench: _Bench) -> None:
     assert bench.readiness.quick(config, status, Proof(Level.TESTED, failed.time)) == []
 
 
-@pytest.mark.alone
 @pytest.mark.skipif(not can_mount(), reason="needs the right to mount FUSE")
 def test_dead_file_system_is_a_problem_not_a_wait(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdump_service.service.checks.target.ANSWER_SEC", 1.0)
     folder = bench.machine.path / "var/crash"
     folder.mkdir(parents=True)
     with HangingMount(folder):
-        started = time.monotonic()
         problems = bench.problems()
         assert [(problem.code, problem.severity) for problem in problems] == [
             ("target-unreachable", Severity.FATAL)
         ]
-        assert time.monotonic() - started < 4
         # The process that asked sleeps uninterruptibly; another one is not sent after it.
-        started = time.monotonic()
         assert bench.codes() == ["target-unreachable"]
-        assert time.monotonic() - started < 1
         assert len(process._left_behind) == 1
-    deadline = time.monotonic() + 10
-    while bench.codes() != [] and time.monotonic() < deadline:
-        time.sleep(0.05)  # the kernel tells nobody but the parent that the process has gone
-    assert bench.codes() == []
+    # The kernel tells nobody but the parent that the process has gone.
+    wait_until(lambda: bench.codes() == [])
     assert process._left_behind == {}
 
 
@@ -651,7 +653,7 @@ def test_program_that_does_not_answer(bench: _Bench, monkeypatch: pytest.MonkeyP
     )
     started = time.monotonic()
     assert bench.codes() == ["target-unreachable"]
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < HANG_SEC
 
 
 @pytest.mark.parametrize(("environment", "command_line", "timeout_sec", "codes"), [

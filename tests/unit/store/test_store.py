@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from kdump_service.store.dumps import Presence, scan, survey
 from kdump_service.store.own_files import within
 from tests.builders.machine_root import MachineRoot
 from tests.builders.stored_dumps import TARGET, document, name_of, put_dump
+from tests.hang import wait_until
 
 NOBODY = 65534
 
@@ -248,9 +248,7 @@ def test_target_that_does_not_answer_is_left_after_a_while(
         assert len(found.unreachable) == 1
     assert len(asked) == 1  # no second one is sent after one that hangs
     answers.set()
-    limit = time.monotonic() + 10
-    while survey(machine.path, TARGET).unreachable:
-        assert time.monotonic() < limit
+    wait_until(lambda: not survey(machine.path, TARGET).unreachable)
     assert _names(machine) == ["away", "here"]
 
 

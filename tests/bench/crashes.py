@@ -229,7 +229,8 @@ def _follow(machine: Machine, panic: float, seconds: dict[str, float]) -> str:
             return str(error).splitlines()[0]
         if re.search(PANIC, line.text):
             return f"the capture kernel did not come, or died: {line.text.strip()}"
-        reset = next((each.at for each in machine.events if each.name == "RESET" and each.at > panic), None)
+        resets = [each.at for each in machine.events if each.name == "SHUTDOWN" and each.at > panic]
+        reset = next(iter(resets), None)
         if reset is not None:
             seconds |= {"reboot": reset - panic, "production": line.at - panic}
             return ""

@@ -32,8 +32,11 @@ class ConsoleLine:
 class Console:
     """The serial console: every line with its time, and the raw bytes in a file."""
 
-    def __init__(self, stream: IO[bytes], log: Path, changed: threading.Condition) -> None:
-        self.lines: list[ConsoleLine] = []
+    def __init__(
+        self, stream: IO[bytes], log: Path, changed: threading.Condition, lines: list[ConsoleLine]
+    ) -> None:
+        """`lines` has what the same console said before the machine was reset."""
+        self.lines = lines
         self._stream = stream
         self._log = log
         self._changed = changed

@@ -70,7 +70,7 @@ class GuestDump:
 
 @dataclass(frozen=True)
 class QmpEvent:
-    """What QEMU told of the machine: RESET, SHUTDOWN, ..., at which host time (seconds, monotonic)."""
+    """What QEMU told of the machine: SHUTDOWN, MIGRATION, ..., at which host time (seconds, monotonic)."""
 
     at: float
     name: str

@@ -68,6 +68,7 @@ is five seconds of work."""
 CHUNK = 256 << 10  # bytes of a file per message
 BOOT_SEC = 600.0  # twenty times what a boot takes under emulation on two idle cores; others may be at work
 WAIT_SEC = 360.0
+RESETS = ("guest-reset", "host-qmp-system-reset")  # ShutdownCause of QEMU's QMP reference
 GRACE_SEC = 15.0  # how much longer than the guest's own limit the host waits for an answer
 
 # Unit files and settings of the project, for what is printed when a case fails.
@@ -147,6 +148,9 @@ class Machine:
         self._ids = itertools.count(1)
         self._seen = 0  # how many of `boots` a wait has already answered with
         self._ending = False
+        self._ends_at_reset = False
+        self._console_lines: list[ConsoleLine] = []
+        self._plugged: list[str] = []  # QEMU's arguments for what was plugged in, for after a reset
         self._cleanup = ExitStack()
         self._qemu: subprocess.Popen[bytes] | None = None
 
@@ -191,7 +195,7 @@ class Machine:
             )
         guests.RUNNING.add(self._qemu.pid)
         assert self._qemu.stdout is not None
-        self.console = Console(self._qemu.stdout, self.console_log, self._changed)
+        self.console = Console(self._qemu.stdout, self.console_log, self._changed, self._console_lines)
         self._side = JsonLines("side channel", side, self._changed, self._on_side)
         self._qmp = JsonLines("qmp", qmp, self._changed, self._on_qmp)
         self.execute("qmp_capabilities")
@@ -203,6 +207,7 @@ class Machine:
             *self._starter(),
             *wires(image, side_fd, qmp_fd),
             *self._qemu_arguments,
+            *self._plugged,
         ]
 
     def _starter(self) -> list[str]:
@@ -227,10 +232,26 @@ class Machine:
             return
         self._qemu.kill()  # does nothing to a process that has ended
         self._qemu.wait()
+        self._clear_away()
+
+    def _clear_away(self) -> None:
+        """What belongs to a process of QEMU that has ended, when all that it said was heard."""
+        assert self._qemu is not None
         guests.RUNNING.discard(self._qemu.pid)
         for thread in (self.console.thread, self._side.thread, self._qmp.thread):
             thread.join(timeout=5)
         self._cleanup.close()
+
+    def _start_after_reset(self) -> bool:
+        """Start the machine again, if a reset was what ended its process. Memory and clock of a snapshot
+        are the past of what now boots."""
+        self._clear_away()
+        last = next((event for event in reversed(self.events) if event.name == "SHUTDOWN"), None)
+        if self._ends_at_reset or last is None or last.data["reason"] not in RESETS:
+            return False
+        self._memory = None
+        self.start()
+        return True
 
     def reboot(self, timeout_sec: float = BOOT_SEC) -> Boot:
         """Ask the guest to reboot, and wait until production is up again."""
@@ -247,7 +268,7 @@ class Machine:
     def end_at_reset(self) -> None:
         """Have the next reset end the machine: where a case looks at what a capture left, and not at the boot
         after it."""
-        self.execute("set-action", reboot="shutdown")
+        self._ends_at_reset = True
 
     def wait_until_off(
         self, reason: str = "guest-reset", *, since: float = 0, timeout_sec: float = WAIT_SEC
@@ -428,18 +449,12 @@ class Machine:
     def add_memory(self, mib: int) -> None:
         """Plug a memory module; QEMU's arguments must have slots and maxmem for it."""
         self.execute("object-add", qom_type="memory-backend-ram", id="plugged-memory", size=mib << 20)
-        self.execute("device_add", driver="pc-dimm", id="plugged-module", memdev="plugged-memory")
+        self._plugged += ["-object", f"memory-backend-ram,id=plugged-memory,size={mib}M"]
+        self._plug("pc-dimm", id="plugged-module", memdev="plugged-memory")
 
     def add_processor(self, socket_id: int) -> None:
         """Plug a processor; QEMU's arguments must have maxcpus for it."""
-        self.execute(
-            "device_add",
-            driver="qemu64-x86_64-cpu",
-            id="plugged-processor",
-            socket_id=socket_id,
-            core_id=0,
-            thread_id=0,
-        )
+        self._plug("qemu64-x86_64-cpu", id="plugged-processor", socket_id=socket_id, core_id=0, thread_id=0)
 
     def add_disk(self, image: Path) -> None:
         """Plug a disk with this image; /dev/vdb if it is the first one."""
@@ -449,7 +464,13 @@ class Machine:
             node_name="plugged-image",
             file={"driver": "file", "filename": str(image)},
         )
-        self.execute("device_add", driver="virtio-blk-pci", id="plugged-disk", drive="plugged-image")
+        self._plugged += ["-blockdev", f"raw,node-name=plugged-image,file.driver=file,file.filename={image}"]
+        self._plug("virtio-blk-pci", id="plugged-disk", drive="plugged-image")
+
+    def _plug(self, driver: str, **properties: Any) -> None:
+        self.execute("device_add", driver=driver, **properties)
+        words = [f"{name.replace('_', '-')}={value}" for name, value in properties.items()]
+        self._plugged += ["-device", ",".join([driver, *words])]
 
     def dump_guest_memory(self, path: Path, form: str) -> None:
         """Have QEMU save the running guest's memory on the host, as `virsh dump --memory-only` does."""
@@ -562,20 +583,26 @@ class Machine:
     def _wait(
         self, ready: Callable[[], T | None], timeout_sec: float, what: str, *, ending: bool = False
     ) -> T:
-        """Wait until `ready` answers with something; it is asked after each thing the machine said."""
+        """Wait until `ready` answers with something; it is asked after each thing the machine said. A machine
+        that is reset meanwhile comes back."""
         deadline = time.monotonic() + timeout_sec
-        with self._changed:
-            while True:
+        while True:
+            with self._changed:
+                while self.running or ending:
+                    if (answer := ready()) is not None:
+                        return answer
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise self._lost(f"no sign of {what} within {timeout_sec:.0f} s")
+                    # QEMU's end closes the channels, which wakes us; the second is for the process to become
+                    # waitable.
+                    self._changed.wait(min(left, 1.0))
+            back = self._start_after_reset()
+            with self._changed:
                 if (answer := ready()) is not None:
                     return answer
-                if not self.running and not ending:
-                    raise self._lost(f"QEMU ended while waiting for {what}")
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise self._lost(f"no sign of {what} within {timeout_sec:.0f} s")
-                # QEMU's end closes the channels, which wakes us; the second is for the process to become
-                # waitable.
-                self._changed.wait(min(left, 1.0))
+            if not back:
+                raise self._lost(f"QEMU ended while waiting for {what}")
 
     def _lost(self, why: str) -> MachineLost:
         qemu_said = (self.work / "qemu.log").read_text(errors="replace").strip()

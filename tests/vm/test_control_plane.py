@@ -155,8 +155,7 @@ class Looks:
 
     def anew(self) -> dict[str, str]:
         for _ in range(LOADS):
-            # Not amid a load, as "starting" and "arming" tell: the kernel has dropped the old image by then.
-            self._machine.wait_until(f"busctl get-property {SERVICE} org.kdump.Kdump1 State | grep armed")
+            self._wait_for_the_load()
             answer = json.loads(self._machine.run(f"{CALL} Check").stdout)
             found = {code: severity for code, severity, *_ in answer["data"][0]}
             if "not-yet-armed" not in found:
@@ -164,13 +163,21 @@ class Looks:
         self._last = found
         return found
 
+    def _wait_for_the_load(self) -> None:
+        """Amid one, as "starting" and "arming" tell, the kernel has dropped the old image: no verdict."""
+        self._machine.wait_until(f"busctl get-property {SERVICE} org.kdump.Kdump1 State | grep armed")
+
     def forget(self) -> None:
         self._last = None
 
     def captured(self) -> bool:
         """Whether a crash would be, as kdumpctl check judges it."""
-        ready = self._machine.run(f"busctl get-property {SERVICE} org.kdump.Kdump1 Ready").stdout
-        return ready == "b true\n" and "fatal" not in self.last().values()
+        for _ in range(LOADS):
+            self._wait_for_the_load()
+            said = self._machine.status()
+            if said["State"] in ("armed", "not-armed"):
+                break
+        return said["Ready"] is True and "fatal" not in self.last().values()
 
 
 @pytest.fixture(scope="module")

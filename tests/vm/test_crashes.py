@@ -18,11 +18,11 @@ IMAGES = "/var/lib/kdump-service/images"
 BUILDS = "journalctl -b --no-pager -o cat -u 'kdump-build-image@*'"
 
 
-def crashed(machine: Machine, how: Crash) -> GuestDump:
+def crashed(machine: Machine, how: Crash, end: str = "guest-reset") -> GuestDump:
     """The whole dump of a machine that is crashed, and ends when it would come back."""
     machine.end_at_reset()
     asked = machine.crash(how)
-    machine.wait_until_off(since=asked)
+    machine.wait_until_off(end, since=asked)
     [dump] = machine.dumps()
     assert dump.record["state"] == "complete"
     return dump
@@ -63,7 +63,7 @@ def production_tells_of_the_crash(machine: Machine, dump: GuestDump) -> None:
 @pytest.mark.guest(boots=2, captures=1)
 def test_sysrq(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
     """The whole way: from the first boot to a machine that is back, and tells of its crash."""
-    with machine_factory() as machine:
+    with machine_factory(cpus=1) as machine:
         first = machine.wait_for_boot()
         machine.wait_until_armed()
         the_image_was_built_with_the_disk(machine)
@@ -109,10 +109,11 @@ def test_sysrq(machine_factory: MachineFactory, open_dump: OpenDumpOf) -> None:
 @pytest.mark.promise("oops", "elf", "elf-opens-in-gdb")
 @pytest.mark.guest(captures=1)
 def test_null_dereference(restored: RestoredFactory, open_dump: OpenDumpOf) -> None:
-    """An oops; and the dump as an ELF core, which gdb opens too."""
-    with restored(files={CONFIG: b"[Dump]\nFormat=elf\n"}) as machine:
+    """An oops; the dump as an ELF core, which gdb opens too; and a machine that is switched off when it is
+    saved: OnSuccess= has its way over the unit's reboot."""
+    with restored(files={CONFIG: b"[Dump]\nFormat=elf\n[Action]\nOnSuccess=poweroff\n"}) as machine:
         release = machine.boots[0].release
-        dump = crashed(machine, "null_dereference")
+        dump = crashed(machine, "null_dereference", "guest-shutdown")
         opened = open_dump(machine, dump)
     assert dump.record["crash_kind"] == "oops"
     assert dump.record["call_trace"][0] == "kdump_test_null_dereference"

@@ -68,6 +68,7 @@ def test_boot_that_never_reaches_the_capture(restored: RestoredFactory) -> None:
 
 @pytest.mark.promise("target-missing")
 @pytest.mark.guest(captures=1)
+@pytest.mark.part("captures")
 def test_target_disk_is_missing(restored: RestoredFactory) -> None:
     """What held the target at arming is not there: nothing is written below its mount point."""
     with restored() as machine:
@@ -155,15 +156,6 @@ ExecStop=/bin/sh -c 'systemctl is-active --quiet kdump.service || echo c >/proc/
         machine.wait_until_off(since=asked)
         [dump] = machine.dumps()
         assert dump.record["state"] == "complete"
-
-
-@pytest.mark.guest(captures=1)
-def test_power_off_when_saved(restored: RestoredFactory) -> None:
-    """OnSuccess= has its way over the unit's reboot."""
-    with restored(files={CONFIG: b"[Action]\nOnSuccess=poweroff\n"}) as machine:
-        asked = crash(machine)
-        machine.wait_for_console("kdump: Dump saved", since=asked)
-        machine.wait_until_off("guest-shutdown", since=asked)
 
 
 @pytest.mark.guest(captures=1)

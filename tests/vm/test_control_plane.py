@@ -278,5 +278,5 @@ def test_settings_over_the_bus(armed: Machine) -> None:
     assert armed.run("cat /sys/kernel/kexec_crash_loaded").stdout == "1\n"
     armed.run("systemctl restart kdump.service")
     assert armed.run("kdumpctl config get CommandLineAppend").stdout == "kdump_test.word\n"
-    armed.run("kdumpctl config reset CommandLineAppend")
+    armed.run(_reset("CommandLineAppend"))
     assert "kdump_test.word" not in armed.status()["CommandLine"]

@@ -7,7 +7,7 @@ from .conftest import OpenDumpOf, RestoredFactory
 from .machine import PLANTED_COMMAND, Environment, Machine
 
 CONFIG = "/etc/kdump-service.conf.d/test.conf"
-SLOW = b"[Dump]\nContents=everything\nCompressionLevel=12\n"
+SLOW = b"[Dump]\nContents=everything\nCompressionLevel=3\n"
 FALLBACK = "/var/lib/kdump-service/crash"
 ROOT = b"/dev/vda / ext4 errors=remount-ro 0 1\n"
 

@@ -181,12 +181,12 @@ def _shell(cache: Cache, boot_loader: BootLoader, tree: Tree) -> Path:
         _partition(image, recipe)
         make_file_system(folder / "root", image, offset=recipe.root_offset, uuid=ROOT_UUID)
         shutil.rmtree(folder / "root")
-        machine = Machine(_disk(image, tree, recipe, "direct"), folder / "machine", crashkernel=None)
+        machine = Machine(_disk(image, tree, recipe, "direct"), folder / "machine", cpus=1, crashkernel=None)
         with machine:
             machine.wait_for_boot()
             for command in recipe.commands:
                 machine.run(command)
-            machine.poweroff()
+            machine.run("sync")
         # Kernel and initrd come along; they are what the tree has anyway.
         take_folder(machine.image, "/boot", folder, offset=recipe.root_offset)
         copy_image(machine.image, image)

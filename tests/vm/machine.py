@@ -149,6 +149,7 @@ class Machine:
         self._seen = 0  # how many of `boots` a wait has already answered with
         self._ending = False
         self._ends_at_reset = False
+        self._started_at = 0.0  # host time; of the process that is the machine now
         self._console_lines: list[ConsoleLine] = []
         self._plugged: list[str] = []  # QEMU's arguments for what was plugged in, for after a reset
         self._cleanup = ExitStack()
@@ -175,6 +176,7 @@ class Machine:
     def start(self) -> None:
         """Switch on; `wait_for_boot` tells when it is up. Also after `poweroff`, on the same disk."""
         self._ending = False
+        self._started_at = time.monotonic()
         side, side_theirs = socket.socketpair()
         qmp, qmp_theirs = socket.socketpair()
         self._cleanup.callback(side.close)
@@ -246,8 +248,12 @@ class Machine:
         """Start the machine again, if a reset was what ended its process. Memory and clock of a snapshot
         are the past of what now boots."""
         self._clear_away()
-        last = next((event for event in reversed(self.events) if event.name == "SHUTDOWN"), None)
-        if self._ends_at_reset or last is None or last.data["reason"] not in RESETS:
+        ends = [
+            event.data["reason"]
+            for event in self.events
+            if event.name == "SHUTDOWN" and event.at >= self._started_at
+        ]
+        if self._ends_at_reset or not ends or ends[-1] not in RESETS:
             return False
         self._memory = None
         self.start()

@@ -218,6 +218,11 @@ class RunningDaemon:
                 return "".join(lines)
         raise AssertionError(f"the daemon ended without {text!r}: {''.join(lines)}")
 
+    def processor_seconds(self) -> float:
+        """What its threads, and its children that have ended, took of processors so far (proc(5))."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
     def open_descriptors(self) -> list[str]:
         """What each descriptor of the daemon leads to; it may open and close some while we look."""
         targets = []

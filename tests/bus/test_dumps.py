@@ -257,7 +257,7 @@ def _resident_bytes(daemon: RunningDaemon) -> int:
 
 
 async def _longest_share_of_many(bus: PrivateBus) -> float:
-    """Of one who asks for the state, while 300 answers with all dumps are asked for."""
+    """Return the longest share of one who asks for the state, while 300 answers with all dumps are sent."""
     loop = asyncio.get_running_loop()
     received = 0
 

@@ -64,15 +64,9 @@ def test_start_without_change(bus: PrivateBus, tmp_path: Path) -> None:
     image = put_image(machine, os.urandom(IMAGE_BYTES), sources=sources)
     daemon = RunningDaemon(bus, machine)
     try:
-        seconds = _processor_seconds(daemon.process.pid)
+        seconds = daemon.processor_seconds()
         assert daemon.read("Image") == str(image)
         assert not (machine.path / "builds").exists()
         assert seconds < MOST_START_CPU_SEC
     finally:
         daemon.stop()
-
-
-def _processor_seconds(pid: int) -> float:
-    """Of a process's threads, and of its children that have ended (proc(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")

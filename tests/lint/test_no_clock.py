@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""No case asserts that something takes less than so many seconds of a clock: it would test the machine."""
+"""Cases must not assert that something takes fewer seconds of a clock than a number says."""
 
 from __future__ import annotations
 

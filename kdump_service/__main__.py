@@ -3,15 +3,62 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import NamedTuple
 
 from kdump_service import __version__
 
-__all__ = ["main"]
+__all__ = ["VERBS", "Verb", "main"]
+
+
+class Verb(NamedTuple):
+    """A program of its own: a function that returns the exit code; only this verb imports its module."""
+
+    function: str
+    """``MODULE:NAME``."""
+    help: str
+    argument: str = ""
+    """What it takes; in brackets if it may be left away, which is then None. Empty: nothing."""
+
+
+VERBS = {
+    "daemon": Verb(
+        "kdump_service.daemon:run_daemon", "arm the crash kernel and serve the bus (kdump.service)"
+    ),
+    "capture": Verb(
+        "kdump_service.capture.main:run_capture", "save the crashed kernel's memory (kdump-capture.service)"
+    ),
+    "crash-now": Verb(
+        "kdump_service.service.deliberate_crash:run_crash_now",
+        "crash the machine, if a test crash was announced (kdump-test-crash.service)",
+    ),
+    "reserve": Verb(
+        "kdump_service.reserve.main:run_reserve",
+        "set crashkernel= in the boot loader, as was asked for (kdump-reserve.service)",
+    ),
+    "shrink": Verb(
+        "kdump_service.service.shrink_unit:run_shrink",
+        "give back memory that is reserved, as was asked for (kdump-shrink.service)",
+    ),
+    "rehearse": Verb(
+        "kdump_service.rehearse.main:run_rehearse",
+        "crash and capture in a virtual machine what is armed (kdump-rehearse.service)",
+    ),
+    "build-image": Verb(
+        "kdump_service.image.build:run_build_image",
+        "build the capture image for the kernel RELEASE, or the running one (kdump-build-image@.service)",
+        "[RELEASE]",
+    ),
+    "capture-trial": Verb(
+        "kdump_service.capture.trial:run_capture_trial",
+        "capture proc/vmcore below FOLDER, to prove a capture image",
+        "FOLDER",
+    ),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.shutdown()
         # The machine waits for this end: to take down all that was loaded would be a third of the time to it.
         os._exit(code)
+    verb, argument = _parse(words)
+    module, _, name = verb.function.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    code = function(argument) if verb.argument else function()
+    return int(code)
+
+
+def _parse(words: Sequence[str]) -> tuple[Verb, str | None]:
+    """The verb and its argument; exits with status 2 where they do not fit together."""
     import argparse  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(
@@ -36,59 +92,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"kdump-service {__version__}")
     parser.add_argument(
-        "verb",
-        choices=(
-            *("daemon", "arm-early", "capture", "crash-now", "reserve", "shrink", "rehearse"),
-            *("build-image", "capture-trial"),
-        ),
-        help="daemon: arm the crash kernel and serve the bus (kdump.service); "
-        "capture: save the crashed kernel's memory (kdump-capture.service); "
-        "crash-now: crash the machine, if a test crash was announced (kdump-test-crash.service); "
-        "reserve: set crashkernel= in the boot loader, as was asked for (kdump-reserve.service); "
-        "shrink: give back memory that is reserved, as was asked for (kdump-shrink.service); "
-        "rehearse: crash and capture in a virtual machine what is armed (kdump-rehearse.service); "
-        "build-image: build the capture image for the kernel RELEASE, or the running one "
-        "(kdump-build-image@.service); "
-        "capture-trial: capture proc/vmcore below FOLDER, to prove a capture image",
+        "verb", choices=VERBS, help="; ".join(f"{name}: {verb.help}" for name, verb in VERBS.items())
     )
     parser.add_argument(
         "argument", nargs="?", metavar="RELEASE|FOLDER", help="of build-image and capture-trial"
     )
     given = parser.parse_args(words)
-    verb = given.verb
-    if verb == "capture-trial" and given.argument is None:
-        parser.error("capture-trial needs a FOLDER")
-    if verb not in ("capture-trial", "build-image") and given.argument is not None:
-        parser.error(f"{verb} takes no argument")
-    if verb == "daemon":
-        from kdump_service.daemon import run_daemon  # noqa: PLC0415
-
-        return run_daemon()
-    if verb == "crash-now":
-        from kdump_service.service.deliberate_crash import run_crash_now  # noqa: PLC0415
-
-        return run_crash_now()
-    if verb == "reserve":
-        from kdump_service.reserve.main import run_reserve  # noqa: PLC0415
-
-        return run_reserve()
-    if verb == "shrink":
-        from kdump_service.service.shrink_unit import run_shrink  # noqa: PLC0415
-
-        return run_shrink()
-    if verb == "rehearse":
-        from kdump_service.rehearse.main import run_rehearse  # noqa: PLC0415
-
-        return run_rehearse()
-    if verb == "build-image":
-        from kdump_service.image.build import run_build_image  # noqa: PLC0415
-
-        return run_build_image(given.argument)
-    if verb == "capture-trial":
-        from kdump_service.capture.trial import run_capture_trial  # noqa: PLC0415
-
-        return run_capture_trial(Path(given.argument))
-    raise AssertionError(verb)
+    verb = VERBS[given.verb]
+    if given.argument is not None and not verb.argument:
+        parser.error(f"{given.verb} takes no argument")
+    if given.argument is None and verb.argument and not verb.argument.startswith("["):
+        parser.error(f"{given.verb} needs a {verb.argument}")
+    return verb, given.argument
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ _LOADED_BY_THE_VERB = (
 )
 
 
-def run_capture_trial(root: Path) -> int:
-    """Capture ``proc/vmcore`` below ``root`` in each form, into folders below ``root``.
+def run_capture_trial(folder: str) -> int:
+    """Capture ``proc/vmcore`` below ``folder`` in each form, into folders below it.
 
     Prints one line of JSON: ``captures``, by form: the record's state, its problems, and the SHA-256 of what
     each file but the record holds; ``files``: each file that the interpreter has loaded. Exit code 0 if all
@@ -48,6 +48,7 @@ def run_capture_trial(root: Path) -> int:
     complete, too.
     """
     logging.getLogger("kdump_service").addHandler(logging.NullHandler())
+    root = Path(folder)
     captures = {f"{form}-{codec}": _capture(root, form, codec) for form, codec in FORMS}
     for name in _LOADED_BY_THE_VERB:
         __import__(name)

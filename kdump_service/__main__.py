@@ -40,6 +40,10 @@ VERBS = {
         "kdump_service.reserve.main:run_reserve",
         "set crashkernel= in the boot loader, as was asked for (kdump-reserve.service)",
     ),
+    "unreserve": Verb(
+        "kdump_service.reserve.main:run_unreserve",
+        "take crashkernel= out of the boot loader again, if it was set so (removal of the program)",
+    ),
     "shrink": Verb(
         "kdump_service.service.shrink_unit:run_shrink",
         "give back memory that is reserved, as was asked for (kdump-shrink.service)",

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The verb ``reserve`` of kdump-service: do what the request in /run asks for, and leave the answer there.
+"""The verbs ``reserve`` and ``unreserve`` of kdump-service.
 
-Runs in kdump-reserve.service, which may write to /boot and /etc, where the daemon may not.
+``reserve`` does what the request in /run asks for, and leaves the answer there. It runs in
+kdump-reserve.service, which may write to /boot and /etc, where the daemon may not. ``unreserve`` is for the
+removal of the program, when there is no daemon.
 """
 
 from __future__ import annotations
@@ -11,15 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kdump_service import log
+from kdump_service.errors import KdumpError
 from kdump_service.process import run as run_program
 from kdump_service.reserve.apply import COMMAND_SEC, Run, apply_plan
 from kdump_service.reserve.plan import Plan
 from kdump_service.reserve.planner import make_plan
 from kdump_service.reserve.request import REQUEST_FILE, RESULT_FILE, Request
-from kdump_service.reserve.way_back import plan_way_back
+from kdump_service.reserve.way_back import kept, plan_way_back
 from kdump_service.unit_exchange import answer_unit_request, run_unit_verb
 
-__all__ = ["answer_request", "run_reserve"]
+__all__ = ["answer_request", "run_reserve", "run_unreserve", "take_back"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,5 +55,29 @@ def _do(root: Path, request: Request, run: Run) -> dict[str, Any]:
 
 
 def run_reserve() -> int:
-    """Entry of the verb; returns the exit code."""
+    """Entry of the verb ``reserve``; returns the exit code."""
     return run_unit_verb(answer_request)
+
+
+def take_back(root: Path, run: Run = _run) -> None:
+    """Make the boot loader's files what they were before ``crashkernel=`` was set by this program, if it was.
+    Raises ConfigError or ProgramFailed, and then nothing has changed."""
+    if kept(root) is None:
+        return
+    plan = plan_way_back(root)
+    doubts = apply_plan(root, plan, run)
+    for change in plan.changes:
+        logger.info("%s: crashkernel= is as it was before it was reserved", change.path)
+    for doubt in doubts:
+        logger.warning("%s", doubt)
+
+
+def run_unreserve() -> int:
+    """Entry of the verb ``unreserve``, for packages that are removed; returns the exit code."""
+    log.to_stderr()
+    try:
+        take_back(Path("/"))
+    except KdumpError as error:
+        logger.error("crashkernel= stays in the boot loader's configuration: %s", error.explanation())
+        return error.exit_code
+    return 0

@@ -15,6 +15,7 @@ from kdump_service.kernel.boot_loader import BootLoaderFiles
 from kdump_service.kernel.crashkernel import requested
 from kdump_service.reserve.apply import apply_plan
 from kdump_service.reserve.files import put_text
+from kdump_service.reserve.main import take_back
 from kdump_service.reserve.plan import Plan
 from kdump_service.reserve.planner import make_plan
 from kdump_service.reserve.way_back import AGAIN, WAY_BACK_FILE, plan_way_back
@@ -163,6 +164,17 @@ def test_there_and_back(system: tuple[BootTree, str]) -> None:
     assert not (tree.path / WAY_BACK_FILE).exists()
     with pytest.raises(ConfigError, match="nothing to take back"):
         plan_way_back(tree.path)
+
+
+def test_the_removal_of_the_program_takes_it_back(system: tuple[BootTree, str]) -> None:
+    tree, _ = system
+    before = _without_images(tree)
+    take_back(tree.path, tree.run)  # nothing was set
+    assert _without_images(tree) == before
+    _reserve(tree)
+    take_back(tree.path, tree.run)
+    assert _without_images(tree) == before
+    assert not (tree.path / WAY_BACK_FILE).exists()
 
 
 def test_the_plan_is_a_patch(system: tuple[BootTree, str], tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ PROBLEM_CODES: dict[str, ProblemKind] = {
     "watchdog-too-short": _warning("A hardware watchdog may reset the machine during a capture."),
     "memory-changed": _warning("Memory was added or removed since the crash kernel was loaded."),
     "processors-changed": _warning("Processors were added or removed since the crash kernel was loaded."),
+    "program-replaced": _warning("Files of the service were replaced since its daemon started."),
     # What makes the kernel panic
     "trigger-without-detector": _warning("A panic is asked for that nothing would detect."),
     "panic-notifiers-first": _warning("Other code runs after a panic, before the crash kernel starts."),

@@ -31,6 +31,7 @@ from kdump_service.service.checks.hardware import (
     watchdog_problems,
 )
 from kdump_service.service.checks.panic_triggers import panic_problems
+from kdump_service.service.checks.program import loaded_modules, program_problems
 from kdump_service.service.checks.reservation import (
     boot_loader_problems,
     memory_span_bytes,
@@ -73,6 +74,7 @@ class Readiness:
         self._kernel_files = kernel_files
         self._ask_target = ask_target
         self._loader = loader or Loader(kernel_files)
+        self._modules = loaded_modules()
         self._records: Sequence[DumpRecord] = ()
         self._answer: tuple[str, TargetFacts, int | None] | None = None
         """Target that was asked, its facts, and the size that a dump was predicted to have."""
@@ -134,6 +136,7 @@ class Readiness:
             ("watchdogs", lambda: watchdog_problems(files, status, self._longest_capture_sec())),
             ("memory and processors", self._hotplug),
             ("what makes the kernel panic", lambda: panic_problems(files)),
+            ("the program's own files", lambda: program_problems(self._modules)),
             ("the last test", lambda: failed_test_problems(proof)),
             (
                 "crashes before",

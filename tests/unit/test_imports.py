@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service": {
         *BASE,
         *("log", "config", "drop_in", "record", "own_state", "process", "kernel", "settings"),
-        *("image", "arm", "store", "reserve", "rehearse", "unit_exchange"),
+        *("image", "arm", "store", "reserve", "rehearse", "unit_exchange", "file_identity"),
     },
     "bus": {"errors", "log", "config", "settings", "service", "store"},
     "ctl": {*BASE, "dump_options", "vmcore", "dumpfile", "engine", "bus"},

@@ -383,6 +383,7 @@ def test_measured_or_not_the_reservation_has_to_do_for_unpacking(bench: _Bench) 
 def test_faults_of_a_test_are_all_codes_but_those_of_other_tests() -> None:
     elsewhere = {
         "not-yet-armed", "disarmed", "unloaded-by-others", "check-failed", "watchdog-not-fed", "test-failed",
+        "program-replaced",
     }  # fmt: skip
     of_errors = {each.reason for each in _kinds_of_errors(KdumpError)}
     assert set(PROBLEM_CODES) - {code for code, _ in FAULTS} <= elsewhere | of_errors

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
-# Completion of kdumpctl for bash; installed as /usr/share/bash-completion/completions/kdumpctl.
+# Completion of kdumpctl of kdump-service for bash; installed as /usr/share/bash-completion/completions/kdumpctl.
 # Works without the functions of bash-completion. What the service does not say is not offered, quietly.
 
 __kdumpctl_dumps() {

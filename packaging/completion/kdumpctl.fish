@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Completion of kdumpctl for fish; installed as /usr/share/fish/vendor_completions.d/kdumpctl.fish.
+# Completion of kdumpctl of kdump-service for fish; installed as /usr/share/fish/vendor_completions.d/kdumpctl.fish.
 
 function __kdumpctl_dumps
     kdumpctl list --quiet --no-legend --no-pager 2>/dev/null | awk '{ print $NF }'

@@ -105,12 +105,10 @@ def test_catalog_compiles(installed: Path) -> None:
     _check("journalctl", "--update-catalog", f"--root={installed}")
 
 
-def test_installed_programs_start(installed: Path) -> None:
-    site = installed / "usr/lib/python3/dist-packages"
-    for program, module in (("kdump-service", "kdump_service"), ("kdumpctl", "kdump_service.ctl.main")):
-        text = (installed / "usr/bin" / program).read_text()
-        assert text.startswith("#!/usr/bin/python3 -I\n")
-        _check(sys.executable, "-m", module, "--version", PYTHONPATH=str(site))
+def test_installed_modules_are_whole(installed: Path) -> None:
+    [package] = installed.glob("usr/**/kdump_service")
+    for module in ("kdump_service", "kdump_service.ctl.main"):
+        _check(sys.executable, "-m", module, "--version", PYTHONPATH=str(package.parent))
 
 
 def test_news_has_the_version() -> None:

@@ -88,13 +88,13 @@ def _digest(path: Path, codec: str) -> str:
 
 
 def _loaded_files() -> set[str]:
-    """Modules with their compiled form, libraries, and what the interpreter itself looks for."""
+    """Modules, libraries, and what the interpreter itself looks for. Not the compiled form of modules: the
+    image has its own, and that of the machine goes and comes at each upgrade."""
     found = set()
     for module in list(sys.modules.values()):
-        for attribute in ("__file__", "__cached__"):
-            path = getattr(module, attribute, None)
-            if isinstance(path, str) and Path(path).is_file():
-                found.add(path)
+        path = getattr(module, "__file__", None)
+        if isinstance(path, str) and Path(path).is_file():
+            found.add(path)
     standard = Path(os.__file__).parent
     # By these the interpreter knows where it lives (Modules/getpath.py).
     found |= {

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from .cache import Cache, digest, digest_tree, slow_step
+from .package import Package
 from .tool import run_tool
 from .tree import Tree
 
@@ -29,7 +30,6 @@ __all__ = [
     "Stage",
     "copy_image",
     "extract",
-    "install_with_make",
     "list_folder",
     "make_file_system",
     "make_root",
@@ -43,8 +43,8 @@ __all__ = [
 Firmware = Literal["direct", "bios", "uefi", "secure-boot"]
 """What starts the kernel: QEMU itself, or this firmware by way of the disk's boot loader."""
 
-Install = Callable[[Path], None]
-"""Puts the project under the given root, as `make install DESTDIR=root` does."""
+Install = Package | Callable[[Path], None]
+"""The project's package, or what puts files under the given root, for machines that have something else."""
 
 HERE = Path(__file__).parent
 SIZE_MIB = 3072  # sparse; the tree takes 400 MB, a dump without compression at most the machine's memory
@@ -105,7 +105,7 @@ MASKED = (
     "e2scrub_reap.service",
     "fstrim.timer",
 )
-ENABLED = ("kdump.service", "kdump-test-agent.service", "kdump-test-agent-capture.service")
+ENABLED = ("kdump-test-agent.service", "kdump-test-agent-capture.service")
 
 
 @dataclass(frozen=True)
@@ -121,19 +121,11 @@ class Disk:
 
 @dataclass(frozen=True)
 class Stage:
-    """What comes on top of a base tree, in a folder; `key` stands for all of it."""
+    """What comes on top of a base tree: a package, and files in a folder; `key` stands for all of it."""
 
     root: Path
     key: str
-
-
-def install_with_make(repo: Path) -> Install:
-    """How a packager would put the project of the checkout `repo` under a root."""
-
-    def install(root: Path) -> None:
-        run_tool("make", "--no-print-directory", "-C", repo, "install", f"DESTDIR={root}")
-
-    return install
+    package: Package | None
 
 
 def _add_harness(root: Path, files: Mapping[str, str]) -> None:
@@ -153,12 +145,11 @@ def _add_harness(root: Path, files: Mapping[str, str]) -> None:
 
 
 def _finish(root: Path) -> None:
-    """What needs the whole tree: enable units, compile Python as a package would, open root's login."""
-    run_tool("systemctl", f"--root={root}", "enable", *ENABLED)
-    packages = "/usr/lib/python3/dist-packages"
-    if (root / packages[1:] / "kdump_service").is_dir():
-        # Under emulation the first import of uncompiled modules costs seconds.
-        run_tool("chroot", root, "python3", "-m", "compileall", "-q", f"{packages}/kdump_service")
+    """What needs the whole tree: enable units, open root's login."""
+    # The package enables its unit itself; what a machine has in its place is enabled here.
+    other = (root / "etc/systemd/system/kdump.service").exists()
+    units = (*ENABLED, "kdump.service") if other else ENABLED
+    run_tool("systemctl", f"--root={root}", "enable", *units)
     shadow = root / "etc/shadow"
     opened = shadow.read_text().replace("root:*:", "root::", 1)
     shadow.write_text(opened)
@@ -170,10 +161,12 @@ def stage(cache: Cache, install: Install, files: Mapping[str, str] | None = None
     with tempfile.TemporaryDirectory(prefix="kdump-stage-", dir=cache.folder) as temporary:
         root = Path(temporary) / "root"
         root.mkdir()
-        with slow_step("install the project"):
+        package = install if isinstance(install, Package) else None
+        if not isinstance(install, Package):
             install(root)
         _add_harness(root, {**FILES, **(files or {})})
-        yield Stage(root, digest(digest_tree(root), Path(__file__).read_bytes()))
+        key = digest(digest_tree(root), Path(__file__).read_bytes(), package.key if package else "")
+        yield Stage(root, key, package)
 
 
 # What the service finds out in the machines themselves: one disk of virtio with ext4. Were it to find
@@ -210,6 +203,9 @@ def make_root(tree: Tree, staged: Stage, root: Path) -> None:
     image that is under way takes it for replaced under its hands: that image is never current.
     """
     run_tool("cp", "-a", "--reflink=auto", tree.root, root)
+    if staged.package is not None:
+        with slow_step("install the project's package"):
+            staged.package.install(root)
     run_tool("cp", "-a", "--no-preserve=ownership", "--remove-destination", f"{staged.root}/.", f"{root}/")
     _finish(root)
     if (root / "usr/bin/dracut").exists() and (root / "usr/bin/kdump-service").exists():

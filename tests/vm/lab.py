@@ -17,10 +17,11 @@ from .apt import ROLLING
 from .boot_disk import BootLoader, boot_loader_disk
 from .cache import Cache, slow_step
 from .debuggers import OpenDump
-from .disk import Disk, Install, install_with_make, project_disk
+from .disk import Disk, Install, project_disk
 from .events import GuestDump
 from .machine import Machine, MachineOptions
 from .makedumpfile import Makedumpfile
+from .package import Package
 from .snapshot import RestoredMachine, RestoredOptions, Snapshot, armed_snapshot
 from .symbols import kernel_module, vmlinux
 from .tree import SUITE, Tree, base_tree
@@ -43,14 +44,15 @@ class Lab:
         cache: Cache | None = None,
         install: Install | None = None,
     ) -> None:
-        """`install` instead of `make install` is for trying the harness on something else."""
+        """`install` instead of the project's package is for trying the harness on something else."""
         self.work = work
         self.suite = suite
         self.cache = cache or Cache()
         self.machines: list[Machine] = []
         self._numbers = itertools.count()
         self._boot_loader_disks: dict[BootLoader, Disk] = {}
-        self._install = install or install_with_make(repo)
+        self.package = Package(self.cache, repo)
+        self._install = install or self.package
 
     @functools.cached_property
     def tree(self) -> Tree:

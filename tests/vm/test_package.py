@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from .apt import download
-from .conftest import RestoredFactory
+from .conftest import MachineFactory, RestoredFactory
 from .disk import project_disk
 from .lab import Lab
 from .machine import Machine
@@ -157,6 +157,7 @@ def test_purged_and_installed_again(lab: Lab, restored: RestoredFactory) -> None
 # What takes more than one machine may: `make test-all PART=packages`
 
 SUITES = (SUITE, "trixie")
+IMAGE = "busctl get-property org.kdump.Kdump1 /org/kdump/Kdump1 org.kdump.Kdump1 Image"
 BUILT = "journalctl --no-pager -o cat -u 'kdump-build-image@*' | grep -c 'Capture image built'"
 CONFIGURED = (  # what GRUB's menu would have, evaluated as grub-mkconfig does
     "(. /etc/default/grub; for f in /etc/default/grub.d/*.cfg; do . $f; done; "
@@ -187,7 +188,7 @@ def _built(machine: Machine) -> int:
 
 def _wait_for_the_image(machine: Machine) -> str:
     """The image, when one of our own is loaded and none is being built."""
-    machine.wait_until("systemctl is-active --quiet kdump.service && kdumpctl status | grep -q images/")
+    machine.wait_until(f"{IMAGE} | grep -q /var/lib/kdump-service/images/")
     machine.wait_until("! systemctl is-active --quiet 'kdump-build-image@*'")
     return str(machine.status()["Image"])
 
@@ -209,7 +210,7 @@ def test_whole_life(lab: Lab, put_newer: PutNewer, suite: str) -> None:
         put_newer(machine, "__init__.py")
         machine.run(WATCH)
         machine.run(f"{APT} install {PACKAGE}")
-        machine.wait_until(f"! kdumpctl status | grep -q {first}")
+        machine.wait_until(f"! {IMAGE} | grep -q {first}")
         second = _wait_for_the_image(machine)
         machine.run("systemctl stop watch.service; test ! -e /run/gap")
         assert _built(machine) == 2
@@ -306,3 +307,32 @@ def test_make_install_and_the_package_keep_apart(lab: Lab, restored: RestoredFac
         uninstalled = machine.run("python3 -I /root/sources/packaging/install.py uninstall")
         assert "Dumps stay" in uninstalled.stdout
         assert machine.run(LOADED).stdout == "0\n"
+
+
+@pytest.mark.part("packages")
+@pytest.mark.promise("test-proves")
+@pytest.mark.guest(boots=3, captures=1)
+def test_autopkgtest_crashes_its_testbed(lab: Lab, machine_factory: MachineFactory) -> None:
+    """The package's own test, as autopkgtest runs it: it is called anew after each reboot."""
+    script = lab.package.repo / "packaging/debian/tests/crash"
+    with machine_factory(boot_loader="grub-bios") as machine:
+
+        def put() -> None:
+            for name, content in (
+                ("/root/crash", script.read_bytes()),
+                ("/tmp/autopkgtest-reboot", b"#!/bin/sh\necho $1 >/root/mark\n"),
+                ("/tmp/autopkgtest-reboot-prepare", b"#!/bin/sh\necho $1 >/root/mark\n"),
+            ):
+                machine.put(name, content)
+                machine.run(f"chmod +x {name}")
+
+        machine.wait_for_boot()
+        put()
+        machine.run("/root/crash")
+        machine.reboot()
+        put()
+        machine.spawn("AUTOPKGTEST_REBOOT_MARK=$(cat /root/mark) /root/crash")
+        machine.wait_for_boot()
+        said = machine.run("AUTOPKGTEST_REBOOT_MARK=$(cat /root/mark) /root/crash")
+        assert machine.run("cat /root/mark").stdout == "crashed\n"
+        assert "test" in said.stdout

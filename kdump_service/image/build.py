@@ -28,6 +28,7 @@ from kdump_service.errors import ImageNotBuilt, KdumpError, ProgramFailed
 from kdump_service.image.dracut import DRACUT, DRACUT_MODULE, collect, dracut_is_installed
 from kdump_service.image.kernel_config import configuration_file, unpacks_lz4_among_archives
 from kdump_service.image.layout import BUILD_ANEW_FILE, BUILD_STATUS_FILE
+from kdump_service.image.modules import find_firmware, firmware_names, module_files
 from kdump_service.image.pack import pack
 from kdump_service.image.recipe import Recipe
 from kdump_service.image.store import ImageStore, Manifest, Source, sha256_of
@@ -118,6 +119,7 @@ def _build(
     began_nsec = time.time_ns()
     tree = collect(recipe.release, recipe.all_drivers, outside["files"], work)
     sources = _sources(root, tree, recipe.release, began_nsec)
+    missing = _missing_firmware(tree, recipe)
     _leave_out_python_sources(tree)
     on_stage("proving")
     _prove(tree, trial, outside["captures"])
@@ -140,6 +142,7 @@ def _build(
         built=format_utc(time.time()),
         build_seconds=round(time.monotonic() - started, 1),
         packing=packed.packing,
+        missing_firmware=missing,
     )
     kept = store.keep(manifest, image)
     logger.info(
@@ -255,6 +258,12 @@ def _sources(root: Path, tree: Path, release: str, began_nsec: int) -> dict[str,
     for outside in decided:
         found[f"/{outside.relative_to(root)}"] = _source(outside)
     return found
+
+
+def _missing_firmware(tree: Path, recipe: Recipe) -> tuple[str, ...]:
+    """What drivers of the image may ask for and dracut did not find."""
+    names = firmware_names(module_files(recipe.release, recipe.all_drivers))
+    return tuple(name for name in names if find_firmware(tree, recipe.release, name) is None)
 
 
 def _source_of(outside: Path, inside: Path) -> Source | None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from kdump_service.errors import ImageUnreadable
 from kdump_service.file_identity import FileIdentity, content_hashes
+from kdump_service.image.modules import find_firmware
 from kdump_service.image.recipe import Recipe
 from kdump_service.record import STATE_FOLDER, sync_folder, write_atomically
 
@@ -59,6 +60,8 @@ class Manifest:
     build_seconds: float
     packing: str
     """``squashfs``, or ``cpio`` where no squashfs could be made."""
+    missing_firmware: tuple[str, ...] = ()
+    """What drivers of the image may ask for and was not installed: an image with it is another one."""
     path: Path = field(default=Path(), compare=False)
 
     @property
@@ -83,6 +86,7 @@ class Manifest:
             "built": self.built,
             "build_seconds": self.build_seconds,
             "packing": self.packing,
+            "missing_firmware": self.missing_firmware,
         }
 
     @classmethod
@@ -101,6 +105,7 @@ class Manifest:
             built=str(document["built"]),
             build_seconds=float(document["build_seconds"]),
             packing=str(document["packing"]),
+            missing_firmware=tuple(map(str, document.get("missing_firmware", ()))),
             path=path,
         )
 
@@ -142,8 +147,8 @@ class ImageStore:
         )
 
     def changed_source(self, manifest: Manifest) -> str:
-        """The first file that is not what went into the image; empty if all are. Files are read only if their
-        size or time is another."""
+        """The first file that is not what went into the image, or would go in now; empty if there is none.
+        Files are read only if their size or time is another."""
         for path, source in manifest.sources.items():
             real = self._root / path.lstrip("/")
             try:
@@ -154,6 +159,9 @@ class ImageStore:
                     return path
             except OSError:
                 return path
+        for name in manifest.missing_firmware:
+            if (found := find_firmware(self._root, manifest.recipe.release, name)) is not None:
+                return f"/{found.relative_to(self._root)}"
         return ""
 
     def is_whole(self, manifest: Manifest) -> bool:

@@ -778,3 +778,25 @@ def test_unit_that_was_killed(machine: MachineRoot, unit: Callable[[object], Non
     with pytest.raises(ImageNotBuilt, match="exit status 1") as caught:
         build_by_unit(RELEASE, machine.path)
     assert caught.value.hint == "See: journalctl -u 'kdump-build-image@*'"
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+def test_firmware_that_was_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As modinfo tells it of modules, without what dracut has found."""
+    said = {
+        "qla2xxx": ["firmware=qla/ql2500_fw.bin", "firmware=qla/ql2600_fw.bin", "firmware=found.bin"],
+        "ext4": ["license=GPL"],
+    }
+    modules = []
+    for name, lines in said.items():
+        attribute = '__attribute__((section(".modinfo"), used)) static const char'
+        text = "".join(f'{attribute} line{number}[] = "{line}";\n' for number, line in enumerate(lines))
+        modules.append(tmp_path / f"{name}.ko")
+        subprocess.run(["gcc", "-x", "c", "-c", "-o", modules[-1], "-"], input=text, text=True, check=True)
+    monkeypatch.setattr(build, "module_files", lambda release, names: modules)
+    tree = tmp_path / "tree"
+    (tree / "usr/lib/firmware").mkdir(parents=True)
+    (tree / "usr/lib/firmware/found.bin.xz").write_text("firmware")
+    assert build._missing_firmware(tree, RECIPE) == ("qla/ql2500_fw.bin", "qla/ql2600_fw.bin")
+    monkeypatch.setattr(build, "module_files", lambda release, names: [])
+    assert build._missing_firmware(tree, RECIPE) == ()

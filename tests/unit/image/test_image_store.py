@@ -78,6 +78,22 @@ def test_source_of_other_content_is_told(machine: MachineRoot, store: ImageStore
     assert store.changed_source(last) == f"/{SOURCE}"
 
 
+@pytest.mark.promise("image-is-current")
+@pytest.mark.parametrize("suffix", ["", ".zst", ".xz"])
+@pytest.mark.parametrize("folder", ["updates/{release}/", "updates/", "{release}/", ""])
+def test_firmware_that_came_since(machine: MachineRoot, store: ImageStore, folder: str, suffix: str) -> None:
+    """No file of the image has changed, and the next one would have a file more."""
+    put_image(machine)
+    [manifest] = store.manifests()
+    manifest = replace(manifest, missing_firmware=("a/b.bin", "ql2600_fw.bin"))
+    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json())), manifest.path) == manifest
+    machine.write("usr/lib/firmware/ql2500_fw.bin", "another")
+    assert store.changed_source(manifest) == ""
+    name = f"usr/lib/firmware/{folder.format(release=RELEASE)}ql2600_fw.bin{suffix}"
+    machine.write(name, "firmware")
+    assert store.changed_source(manifest) == f"/{name}"
+
+
 def test_source_of_another_time_and_the_same_content_is_the_same(
     machine: MachineRoot, store: ImageStore
 ) -> None:

@@ -14,10 +14,14 @@ from kdump_service.service.problems import Problem, found
 
 __all__ = ["rival_problems"]
 
+# Without its program, what starts Debian's kdump-tools does nothing: a package that is removed and not purged
+# leaves its script and the links to it.
+_KDUMP_TOOLS = "kdump-tools.service"
+_KDUMP_TOOLS_PROGRAM = "usr/sbin/kdump-config"
 # Units that load a crash kernel, and the packages that bring them. kdump.service itself is ours; the packages
 # of Fedora and SUSE that have one of the same name conflict with this one.
 _UNITS = (
-    ("kdump-tools.service", "kdump-tools (Debian, Ubuntu)"),
+    (_KDUMP_TOOLS, "kdump-tools (Debian, Ubuntu)"),
     ("kdump-early.service", "kdump (SUSE)"),
     ("kdumpst-init.service", "kdumpst"),
     ("kdump-steamos.service", "kdump-steamos"),
@@ -37,7 +41,7 @@ def rival_problems(kernel_files: KernelFiles) -> Iterator[Problem]:
     files = UnitFiles(root)
     for unit, package in _UNITS:
         link = files.is_enabled(unit)
-        if link and not files.is_masked(unit) and not (unit == "kdump-tools.service" and _switched_off(root)):
+        if link and not files.is_masked(unit) and not (unit == _KDUMP_TOOLS and _does_nothing(root)):
             yield _rival(f"{unit} of {package} is enabled ({link})", f"Run: systemctl disable --now {unit}")
     if "ExecStart=" in files.text("kdump.service") and "kdump-service" not in files.text("kdump.service"):
         path = files.find("kdump.service")
@@ -47,7 +51,7 @@ def rival_problems(kernel_files: KernelFiles) -> Iterator[Problem]:
         )
     # Debian's script of SysV, which systemd runs where there is no unit of the same name.
     script = next(iter(sorted(root.glob("etc/rc[2-5].d/S*kdump-tools"))), None)
-    if script is not None and files.find("kdump-tools.service") is None and not _switched_off(root):
+    if script is not None and files.find(_KDUMP_TOOLS) is None and not _does_nothing(root):
         yield _rival(
             f"/{script.relative_to(root)} of kdump-tools is there", "Run: update-rc.d kdump-tools disable"
         )
@@ -69,8 +73,10 @@ def rival_problems(kernel_files: KernelFiles) -> Iterator[Problem]:
         )
 
 
-def _switched_off(root: Path) -> bool:
-    """Debian's kdump-tools does nothing with USE_KDUMP=0, also where its unit is enabled."""
+def _does_nothing(root: Path) -> bool:
+    """Debian's kdump-tools, where its program is gone, or with USE_KDUMP=0, also if its unit is enabled."""
+    if not (root / _KDUMP_TOOLS_PROGRAM).exists():
+        return True
     try:
         text = (root / "etc/default/kdump-tools").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

@@ -320,11 +320,18 @@ FAULTS: list[tuple[str, Fault]] = [
     (
         "rival-service",
         _both(
+            _write("usr/sbin/kdump-config", "#!/bin/sh\n"),
             _write("lib/systemd/system/kdump-tools.service", "[Service]\n"),
             _link("etc/systemd/system/basic.target.wants/kdump-tools.service", "/lib/kdump-tools.service"),
         ),
     ),
-    ("rival-service", _write("etc/rc3.d/S01kdump-tools", "")),
+    (
+        "rival-service",
+        _both(
+            _write("usr/sbin/kdump-config", "#!/bin/sh\n"),
+            _write("etc/rc3.d/S01kdump-tools", ""),
+        ),
+    ),
     (
         "rival-service",
         _write("usr/lib/systemd/system/kdump.service", "[Service]\nExecStart=/usr/bin/kdumpctl\n"),
@@ -489,11 +496,19 @@ def test_what_cannot_be_read_hides_nothing(bench: _Bench) -> None:
             _write("sys/bus/vmbus/drivers_probe", ""),
         ),
         _both(
+            _write("usr/sbin/kdump-config", "#!/bin/sh\n"),
             _write("lib/systemd/system/kdump-tools.service", "[Service]\n"),
             _link("etc/systemd/system/basic.target.wants/kdump-tools.service", "/lib/kdump-tools.service"),
             _write("etc/default/kdump-tools", "USE_KDUMP=0\n"),
         ),
+        # Removed, and not purged: a unit is made of the script that stays, by a generator.
         _both(
+            _write("etc/rc3.d/S01kdump-tools", ""),
+            _write("run/systemd/generator.late/kdump-tools.service", "[Service]\n"),
+            _link("etc/systemd/system/basic.target.wants/kdump-tools.service", "/lib/kdump-tools.service"),
+        ),
+        _both(
+            _write("usr/sbin/kdump-config", "#!/bin/sh\n"),
             _write("lib/systemd/system/kdump-tools.service", "[Service]\n"),
             _link("etc/systemd/system/basic.target.wants/kdump-tools.service", "/lib/kdump-tools.service"),
             _link("etc/systemd/system/kdump-tools.service", "/dev/null"),

@@ -160,6 +160,7 @@ def put_image(
     unit_settings: Mapping[str, str] | None = None,
     watchdog_drivers: Iterable[str] = (),
     built: str = "2026-11-23T04:00:00Z",
+    schema: int = 1,
 ) -> Path:
     """An image with its manifest, as the service keeps it; its path."""
     digest = hashlib.sha256(content).hexdigest()
@@ -169,7 +170,7 @@ def put_image(
             "drivers": sorted(drivers),
             "unit_settings": [[path, each] for path, each in (unit_settings or {}).items()],
             "watchdog_drivers": sorted(watchdog_drivers),
-            "schema": 1,
+            "schema": schema,
         },
         "sources": {f"/{path}": _source(machine.path / path) for path in sources},
         "image_sha256": digest,

@@ -100,6 +100,26 @@ def test_machine_with_a_current_image_builds_nothing(bus: PrivateBus, machine: M
     assert _Builder(machine).begun == []
 
 
+@pytest.mark.promise("image-is-current", "upgrade-stays-armed")
+def test_image_of_another_version_serves_until_one_was_built_and_one_is(
+    bus: PrivateBus, machine: MachineRoot
+) -> None:
+    """An upgrade may change what an image has to be: one is built, and until then the old one is armed."""
+    old = put_image(machine, b"of another schema", schema=0, built="2026-11-01T04:00:00Z")
+    running, builder = RunningDaemon(bus, machine), _Builder(machine)
+    assert (running.read("State"), running.read("Reason")) == ("armed", "image-outdated")
+    assert running.read("Image").endswith(old.name)
+    with bus.monitor(CHANGES) as monitor:
+        builder.ends()
+        _until_no_problem(monitor)
+    assert not running.read("Image").endswith(old.name)
+    running.stop()
+    running = RunningDaemon(bus, machine)
+    assert (running.read("State"), running.read("Reason"), running.call("Check")) == ("armed", "", [])
+    running.stop()
+    assert builder.begun == [RELEASE]
+
+
 def test_one_build_at_a_time_and_questions_are_answered_meanwhile(
     bus: PrivateBus, daemon: RunningDaemon, builder: _Builder
 ) -> None:

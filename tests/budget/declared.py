@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What a case says of itself by its marks: its part, its promises, its guests. And the order that follows."""
 
+import math
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-__all__ = ["Guest", "guest_of", "long_first", "part_of", "shared_module", "wrong_marks"]
+__all__ = ["Guest", "guest_of", "in_no_part", "long_first", "part_of", "shared_module", "wrong_marks"]
 
 # Processor seconds under emulation, roughly: they only decide who comes first.
 BOOT_SEC = 20
 CAPTURE_SEC = 20
+TESTS = Path(__file__).parents[1]
+ROOM_OF_PARTS = TESTS / "vm"
+"""The only one whose cases `make test-all` runs by their part."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,13 @@ class Guest:
     captures: int = 0
     seconds: float = 0
     """What else it takes long for; a hint for the order."""
+
+    def __post_init__(self) -> None:
+        for count in (self.boots, self.captures):
+            if type(count) is not int or count < 0:
+                raise ValueError(f"{count!r} is no number of boots or captures")
+        if type(self.seconds) not in (int, float) or not 0 <= self.seconds < math.inf:
+            raise ValueError(f"{self.seconds!r} is no number of seconds")
 
 
 def part_of(item: pytest.Item) -> str | None:
@@ -39,25 +51,35 @@ def guest_of(item: pytest.Item) -> Guest:
 def wrong_marks(item: pytest.Item, parts: Container[str], promises: Container[str]) -> Iterator[str]:
     """What is wrong with the marks of a case."""
     for mark in item.iter_markers("part"):
-        if len(mark.args) != 1 or mark.kwargs:
+        if len(mark.args) != 1 or mark.kwargs or not isinstance(mark.args[0], str):
             yield "part() takes one name"
         elif mark.args[0] not in parts:
             yield f"no part {mark.args[0]!r} in tests/budget/budget.toml"
     for mark in item.iter_markers("promise"):
-        if not mark.args or mark.kwargs:
+        if not mark.args or mark.kwargs or not all(isinstance(name, str) for name in mark.args):
             yield "promise() takes ids"
+            continue
         for name in mark.args:
             if name not in promises:
                 yield f"no promise {name!r} in tests/promises.toml"
     for mark in item.iter_markers("guest"):
         try:
-            Guest(*mark.args, **mark.kwargs)
-        except TypeError:
-            wrong = True
-        else:
-            wrong = bool(mark.args)
+            Guest(**mark.kwargs)
+            wrong = "" if mark.kwargs and not mark.args else "nothing by name"
+        except (TypeError, ValueError) as error:
+            wrong = str(error)
         if wrong:
-            yield "guest() takes boots=, captures= and seconds="
+            yield f"guest() takes boots=, captures= and seconds=, from 0 on: {wrong}"
+    for name in ("part", "guest"):
+        own = [mark for mark in item.own_markers if mark.name == name]
+        if len(own) > 1:
+            yield f"{name}() stands there {len(own)} times, and one counts"
+
+
+def in_no_part(item: pytest.Item) -> bool:
+    """Whether the case says a part, and no part would run it: it is in another room than the machines."""
+    folders = item.path.parents
+    return item.get_closest_marker("part") is not None and TESTS in folders and ROOM_OF_PARTS not in folders
 
 
 def shared_module(item: pytest.Item) -> str | None:

@@ -14,7 +14,8 @@ __all__ = ["Verdict", "judge", "of_part", "report"]
 DEAREST = 20
 TOLERATED = 1.5
 """So many times the seconds that are written are no error: machines and their neighbours differ."""
-FINISHED = (0, 1)  # exit status of pytest: all passed, some failed
+ROOMS = ("tests/unit", "tests/vm")
+"""Of `make test`: without an invocation for each it was none."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,14 @@ def judge(invocations: Sequence[Invocation], part: str | None, budget: Budget) -
     """What is more than budget.toml allows, and what is less."""
     limit, what = _limit(invocations, part, budget)
     errors = [
-        f"{run.what}: pytest ended early, with status {run.exit_status}"
+        f"{run.what}: pytest ended with status {run.exit_status}: what it took says nothing"
         for run in invocations
-        if run.exit_status not in FINISHED
+        if run.exit_status != 0
+    ]
+    errors += [
+        f"make test: nothing was run in {room}"
+        for room in ROOMS
+        if part is None and not any(room in run.what.split() for run in invocations)
     ]
     notes = []
     guests = _guests(invocations)

@@ -2,6 +2,7 @@
 """The ledger of a run: a folder with one file for each invocation of pytest, written by the plugin."""
 
 import json
+import math
 import os
 import re
 from dataclasses import asdict, dataclass, field
@@ -77,6 +78,25 @@ def _read(path: Path) -> Invocation:
             for name, case in said["cases"].items()
         }
         said["made"] = [Made(**entry) for entry in said["made"]]
-        return Invocation(**said)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        read = Invocation(**said)
+        _check(read)
+        return read
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BrokenLedger(f"{path}: this is no ledger of an invocation: {error!r}") from error
+
+
+def _check(read: Invocation) -> None:
+    """Raises ValueError or TypeError for what no run writes."""
+    guests = [case.guests for case in read.cases.values()]
+    counts = [value for each in guests for value in asdict(each).values()]
+    for entry in read.made:
+        counts += [entry.boots, entry.captures]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("a number of guests is none")
+    times = [read.wall, read.cpu, *(case.cpu for case in read.cases.values())]
+    times += [time for entry in read.made for time in (entry.wall, entry.cpu)]
+    if not all(0 <= time < math.inf for time in times) or not 0 < read.calibration < math.inf:
+        raise ValueError("a time is none")
+    names = [*read.cases, *(entry.name for entry in read.made), read.what]
+    if not all(isinstance(word, str) for word in (*names, *(case.outcome for case in read.cases.values()))):
+        raise TypeError("a name is none")

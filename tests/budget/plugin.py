@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from .calibration import calibrate
-from .declared import guest_of, long_first, part_of, wrong_marks
+from .declared import guest_of, in_no_part, long_first, part_of, wrong_marks
 from .guests import COUNTED, MADE, Guests, Made, processor_seconds
 from .ledger import Case, Invocation, write
 from .limits import read_budget
@@ -68,6 +68,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     else:
         chosen = [item for item in items if part_of(item) == wanted]
     kept = set(chosen)
+    if lost := [item.nodeid for item in items if in_no_part(item)]:
+        raise pytest.UsageError(f"part() is for tests/vm, elsewhere nobody runs the case: {', '.join(lost)}")
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = long_first(chosen, getattr(config, "workerinput", {}).get("workercount", 1))
 
@@ -107,11 +109,12 @@ class _Meter:
         # Not with the setup: to fail that would be an error, not a failure.
         if report.when != "setup" and not self._told and (excess := _excess(item, self._of_case)):
             self._told = True
-            if report.passed:
+            if report.failed:
+                report.sections.append(("guests", excess))
+            else:  # also one that was skipped, or is expected to fail: it took them all the same
                 report.outcome = "failed"
                 report.longrepr = excess
-            else:
-                report.sections.append(("guests", excess))
+                vars(report).pop("wasxfail", None)
         self._begin()
         return report
 

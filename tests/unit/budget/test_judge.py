@@ -2,6 +2,7 @@
 """What a run took is held against the budget; and that the budget keeps below its ceiling."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from tests.budget.calibration import calibrate
 from tests.budget.guests import Guests, Made
 from tests.budget.judge import judge, report
 from tests.budget.ledger import Case, Invocation, write
-from tests.budget.limits import Budget, Limit, read_budget
+from tests.budget.limits import BUDGET as BUDGET_FILE
+from tests.budget.limits import BadBudget, Budget, Limit, read_budget
 
 BUDGET = Budget(
     ceiling=3600,
@@ -29,7 +31,8 @@ def a_run(cpu: float = 100, part: str | None = None, **guests: int) -> Invocatio
     """Return an invocation of two cases on the machine that the reference seconds are of."""
     taken = Guests(**{"boots": 10, "captures": 4, **guests})
     cases = {"test_a.py::test_x": Case(cpu / 2, "passed", taken), "test_a.py::test_y": Case(1, "passed")}
-    return Invocation(what="tests", part=part, calibration=2.0, wall=60, cpu=cpu, cases=cases)
+    rooms = "tests/unit tests/vm"
+    return Invocation(what=rooms, part=part, calibration=2.0, wall=60, cpu=cpu, cases=cases)
 
 
 def tree(cpu: float) -> Made:
@@ -55,7 +58,9 @@ def tree(cpu: float) -> Made:
             ["451 scaled processor seconds, and the budget has 300"],
             [],
         ),
-        (replace(a_run(), exit_status=2), ["pytest ended early, with status 2"], ["100 scaled"]),
+        (replace(a_run(), exit_status=2), ["pytest ended with status 2"], ["100 scaled"]),
+        (replace(a_run(), exit_status=1), ["pytest ended with status 1"], ["100 scaled"]),
+        (replace(a_run(), what="tests/unit"), ["nothing was run in tests/vm"], ["100 scaled"]),
     ],
 )
 def test_tier(run: Invocation, errors: list[str], notes: list[str]) -> None:
@@ -83,7 +88,7 @@ def test_a_part_is_judged_without_what_is_made_for_the_cache() -> None:
 def test_the_report() -> None:
     lines = list(report([replace(a_run(hangs=1, lost=2, restored=3), made=[tree(20)])], BUDGET))
     assert lines[0].startswith(
-        "tests: 60 s; 100 processor seconds, 100 scaled, 49 of them in no case; 2 passed"
+        "tests/unit tests/vm: 60 s; 100 processor seconds, 100 scaled, 49 of them in no case; 2 passed"
     )
     assert lines[1].startswith(
         "guests: 10 boots, 4 captures, 3 restored; emulation: 1 hung (reset), 2 machines"
@@ -122,6 +127,78 @@ def test_a_broken_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "broken.json").write_text(damage)
     assert main([str(tmp_path), "--tier", "test"]) == 1
     assert f"{tmp_path / 'broken.json'}: this is no ledger" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"calibration": 0},
+        {"calibration": -1},
+        {"calibration": "x"},
+        {"cpu": None},
+        {"cpu": math.nan},
+        {"cpu": -5000},
+        {"what": 3},
+        {"cases": {"a": {"cpu": "1", "outcome": "passed", "guests": {}}}},
+        {"cases": {"a": {"cpu": 1, "outcome": 3, "guests": {}}}},
+        {"cases": {"a": {"cpu": 1, "outcome": "passed", "guests": {"boots": -3}}}},
+        {"cases": {"a": {"cpu": 1, "outcome": "passed", "guests": {"boots": "5"}}}},
+        {"made": [{"name": 3, "wall": 1, "cpu": 1, "boots": 0, "captures": 0}]},
+        {"made": [{"name": "tree", "wall": "x", "cpu": 1, "boots": 0, "captures": 0}]},
+    ],
+    ids=str,
+)
+def test_values_that_no_run_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: dict[str, object]
+) -> None:
+    write(tmp_path, a_run())
+    [path] = tmp_path.iterdir()
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    assert main([str(tmp_path), "--tier", "test"]) == 1
+    assert f"{path}: this is no ledger" in capsys.readouterr().err
+
+
+def test_what_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("folder.json", "link.json"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).mkdir() if name == "folder.json" else (folder / name).symlink_to("nowhere")
+        assert main([str(folder), "--tier", "test"]) == 1
+        assert f"{folder / name}: this is no ledger" in capsys.readouterr().err
+
+
+GOOD = BUDGET_FILE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "other", "told"),
+    [
+        (
+            "reference_seconds = 0.40",
+            "reference_seconds = 0",
+            "[calibration] reference_seconds = 0 cannot be",
+        ),
+        ("reference_seconds = 0.40", "reference_seconds = -1", "reference_seconds = -1 cannot be"),
+        ("reference_seconds = 0.40", "", "lacks, or does not know: reference_seconds"),
+        ("\nspeed = ", "\nspeed = -", "[reserved] speed = -"),
+        ("boots = 5\n", 'boots = "5"\n', "[tier.test] boots = '5' cannot be"),
+        ("boots = 5\n", "boots = 5.9\n", "[tier.test] boots = 5.9 cannot be"),
+        ("boots = 5\n", "boots = 5\ncaptuers = 3\n", "captuers"),
+        ("[part.images]", "[part.all]", "[part.all] is no name of a part"),
+        ("[part.images]", '[part."odd name"]', "is no name of a part"),
+        ("ceiling = 3600", "", "ceiling"),
+        ("[reserved]", "[reversed]", "reserved"),
+        ("[reserved]", "[reserved", "budget.toml"),
+    ],
+)
+def test_a_budget_that_cannot_be(tmp_path: Path, line: str, other: str, told: str) -> None:
+    assert line in GOOD
+    path = tmp_path / "budget.toml"
+    path.write_text(GOOD.replace(line, other, 1))
+    with pytest.raises(BadBudget) as caught:
+        read_budget(path)
+    assert str(caught.value).startswith(str(path))
+    assert told in str(caught.value)
 
 
 def test_a_case_without_its_guests_is_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from tests.budget.declared import in_no_part
 from tests.budget.guests import Guests
 from tests.budget.ledger import Invocation, read_ledger
 from tests.budget.limits import read_budget
@@ -110,6 +112,47 @@ def test_lost(): take(lost=1)
     assert invocation.cases["test_guests.py::test_in_setup"].guests == Guests(boots=1)
 
 
+def test_what_does_not_pass_takes_no_more_either(tmp_path: Path) -> None:
+    (tmp_path / "test_guests.py").write_text(
+        HEAD
+        + """
+def take(): guests.COUNTED.boots += 9
+
+@pytest.mark.xfail
+def test_expected():
+    take()
+    assert False
+def test_skipped():
+    take()
+    pytest.skip("so")
+@pytest.fixture
+def machine(): take()
+@pytest.mark.xfail
+def test_of_a_fixture(machine): assert False
+@pytest.mark.xfail
+@pytest.mark.guest(boots=9)
+def test_declared():
+    take()
+    assert False
+"""
+    )
+    done = run(tmp_path, "-p", "no:xdist", ledger=True)
+    failed = {"test_expected": "failed", "test_skipped": "failed", "test_of_a_fixture": "failed"}
+    assert outcomes(ledger_of(tmp_path)) == {**failed, "test_declared": "skipped"}
+    assert done.stdout.count("the case took 9 boots of guests, and declares 0") >= 3
+
+
+@pytest.mark.parametrize(("room", "lost"), [("unit/arm", True), ("bus", True), ("vm", False)])
+def test_part_of_another_room_is_run_by_nobody(room: str, lost: bool) -> None:
+    class Item:
+        path = REPO / "tests" / room / "test_x.py"
+
+        def get_closest_marker(self, name: str) -> pytest.Mark | None:
+            return pytest.mark.part(ONE).mark if name == "part" else None
+
+    assert in_no_part(cast("pytest.Item", Item())) is lost
+
+
 def test_wrong_marks_are_errors_of_the_collection(tmp_path: Path) -> None:
     (tmp_path / "test_marks.py").write_text(
         HEAD
@@ -126,6 +169,23 @@ def test_no_promise(): pass
 def test_guest(): pass
 @pytest.mark.guest(machines=1)
 def test_machines(): pass
+@pytest.mark.guest(boots=-1)
+def test_negative(): assert False
+@pytest.mark.guest(seconds=float("nan"))
+def test_nan(): assert False
+@pytest.mark.guest(boots="2")
+def test_text(): pass
+@pytest.mark.guest(boots=True)
+def test_truth(): pass
+@pytest.mark.guest()
+def test_nothing(): pass
+@pytest.mark.part(["images"])
+def test_list(): pass
+@pytest.mark.promise(["oops"])
+def test_promises(): pass
+@pytest.mark.guest(boots=1)
+@pytest.mark.guest(boots=2)
+def test_twice(): pass
 """
     )
     done = run(tmp_path, "-q")
@@ -137,6 +197,14 @@ def test_machines(): pass
         "::test_no_promise: promise() takes ids",
         "::test_guest: guest() takes boots=, captures= and seconds=",
         "::test_machines: guest() takes boots=, captures= and seconds=",
+        "::test_negative: guest() takes boots=, captures= and seconds=, from 0 on: -1 is no number",
+        "::test_nan: guest() takes boots=, captures= and seconds=, from 0 on: nan is no number",
+        "::test_text: guest() takes boots=, captures= and seconds=, from 0 on: '2' is no number",
+        "::test_truth: guest() takes boots=, captures= and seconds=, from 0 on: True is no number",
+        "::test_nothing: guest() takes boots=, captures= and seconds=, from 0 on: nothing by name",
+        "::test_list: part() takes one name",
+        "::test_promises: promise() takes ids",
+        "::test_twice: guest() stands there 2 times, and one counts",
     ):
         assert told in done.stdout
     assert "test_promise[1]" not in done.stdout

@@ -18,12 +18,18 @@ REPO = Path(__file__).parents[3]
 COLLECT = """
 import json, pytest
 
+def runs(item):
+    # An empty list of parameters makes a case that is skipped by such a mark, too.
+    never = any(item.iter_markers("skip"))
+    return not never and not any(mark.kwargs.get("run") is False for mark in item.iter_markers("xfail"))
+
 class Held:
     def pytest_collection_finish(self, session):
-        marks = [mark for item in session.items for mark in item.iter_markers("promise")]
+        marks = [mark for item in session.items if runs(item) for mark in item.iter_markers("promise")]
         print("held:", json.dumps(sorted({name for mark in marks for name in mark.args})))
 
-raise SystemExit(pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", "tests"], plugins=[Held()]))
+ROOMS = ["tests/lint", "tests/unit", "tests/fuzz", "tests/bus", "tests/vm"]  # of `make test`
+raise SystemExit(pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", *ROOMS], plugins=[Held()]))
 """
 
 

@@ -22,6 +22,7 @@ from dbus_next.aio import MessageBus
 from kdump_service.bus.connection import Connection
 from tests.builders.machine_root import MachineRoot
 from tests.bus.programs import Starter
+from tests.hang import HANG_SEC
 
 _BUS_CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
@@ -96,7 +97,7 @@ class PrivateBus:
     def close(self) -> None:
         """End the bus."""
         self._process.terminate()
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=HANG_SEC)
 
 
 class Monitor:
@@ -120,7 +121,7 @@ class Monitor:
     def __exit__(self, *exception: object) -> None:
         self._deadline.cancel()
         self._process.terminate()
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=HANG_SEC)
 
     def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Read messages up to one that is wanted."""

@@ -21,13 +21,13 @@ import pytest
 from dbus_next import Message, MessageFlag, MessageType, Variant
 
 from kdump_service.bus.connection import LARGEST_BODY_BYTES, Connection
-from kdump_service.bus.server import _LAST_RETRY_SEC
 from tests.builders.machine_root import MachineRoot
 from tests.builders.stored_dumps import put_dump
-from tests.bus.conftest import MOST_OF_ALL_TIME, BusClient, FakePolkit, PrivateBus, RunningDaemon
+from tests.bus.conftest import BusClient, FakePolkit, PrivateBus, RunningDaemon
 from tests.bus.daemon_with_users import write_users
 from tests.hang import HANG_SEC
 
+MOST_BESIDE_A_CROWD = 0.75
 PROPERTIES = "org.freedesktop.DBus.Properties"
 SETTINGS = "org.kdump.Kdump1.Settings"
 ERROR = "org.freedesktop.DBus.Error."
@@ -245,12 +245,34 @@ def test_unknown_header_fields_and_flags(daemon: RunningDaemon, bus: PrivateBus)
         answer = asyncio.get_running_loop().create_future()
         client.bus._method_return_handlers[message.serial] = lambda reply, error: answer.set_result(reply)
         client.bus._sock.send(bytes(padded))
-        await asyncio.wait_for(answer, 10)
+        await asyncio.wait_for(answer, HANG_SEC)
         return answer.result()
 
     reply = _run(bus, act)
     assert reply.message_type is MessageType.METHOD_RETURN, reply.body
     assert daemon.read("State") == "armed"
+
+
+@pytest.mark.parametrize(("name", "most"), [("State", 10), ("Problems", 60)])
+def test_an_answer_takes_a_few_pings(daemon: RunningDaemon, bus: PrivateBus, name: str, most: int) -> None:
+    """Nobody else asks. What is at hand is answered like a ping, of which the daemon thinks nothing; a look
+    at the machine takes some milliseconds more. The quickest of each counts, so that neighbours do not."""
+
+    async def act(client: BusClient) -> tuple[float, float]:
+        clock = asyncio.get_running_loop().time
+        pings, reads = [], []
+        for _ in range(20):
+            began = clock()
+            await client.call("Ping", interface="org.freedesktop.DBus.Peer")
+            pings.append(clock() - began)
+            began = clock()
+            await client.get(name)
+            reads.append(clock() - began)
+        return min(reads), min(pings)
+
+    read, ping = _run(bus, act)
+    print(f"{read / ping:.1f} pings")
+    assert read < most * ping
 
 
 def test_hundreds_of_clients_at_once(daemon: RunningDaemon, bus: PrivateBus, machine: MachineRoot) -> None:
@@ -264,7 +286,8 @@ def test_hundreds_of_clients_at_once(daemon: RunningDaemon, bus: PrivateBus, mac
     async def act(client: BusClient) -> float:
         return await client.longest_share(lambda: crowd.poll() is not None)
 
-    assert _run(bus, act) < MOST_OF_ALL_TIME
+    # They all come at one moment: that alone is a third of the time. Who is served last waits for all of it.
+    assert _run(bus, act) < MOST_BESIDE_A_CROWD
     assert crowd.stdout.read() == "1100 answers, 0 errors\n"
 
 
@@ -330,9 +353,9 @@ async def _others_beside_who_never_answers(
 
         denied = "org.kdump.Kdump1.Error.NotAuthorized"
         for caller in (stranger, administrator, root):
-            assert await asyncio.wait_for(caller.get("State"), 10) == "armed"
-            assert (await asyncio.wait_for(caller.call("Check"), 10)).error_name is None
-            reply = await asyncio.wait_for(caller.call("Arm"), 10)
+            assert await asyncio.wait_for(caller.get("State"), HANG_SEC) == "armed"
+            assert (await asyncio.wait_for(caller.call("Check"), HANG_SEC)).error_name is None
+            reply = await asyncio.wait_for(caller.call("Arm"), HANG_SEC)
             assert reply.error_name == (denied if caller is stranger else None)
         assert sum(name in never_answers for name, _, _ in polkit.asked()) == 8
 
@@ -400,8 +423,7 @@ async def _found_again(bus: PrivateBus) -> None:
                 )
             )
         if not reply.body[0]:
-            # Less than the longest pause between two tries, which begin short.
-            await asyncio.wait_for(owned.wait(), _LAST_RETRY_SEC * 0.8)
+            await asyncio.wait_for(owned.wait(), HANG_SEC)
         assert await client.get("State") == "armed"
 
 
@@ -437,7 +459,7 @@ def test_nobody_waits_for_a_bus_that_went_away(bus: PrivateBus) -> None:
             member="Ping",
         )
         with pytest.raises(EOFError):
-            await asyncio.wait_for(connection.call(question), 10)
+            await asyncio.wait_for(connection.call(question), HANG_SEC)
 
     asyncio.run(act())
 

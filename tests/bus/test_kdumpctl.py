@@ -25,7 +25,7 @@ from tests.builders.machine_root import RELEASE, MachineRoot
 from tests.builders.stored_dumps import name_of, put_dump
 from tests.bus.conftest import BusClient, FakePolkit, PrivateBus, RunningDaemon, programs
 from tests.bus.fake_state import ESTIMATE, EVIL, MANAGER, SETTINGS, dump
-from tests.hang import wait_until
+from tests.hang import HANG_SEC, wait_until
 
 KDUMPCTL = [sys.executable, "-m", "kdump_service.ctl.main"]
 MANAGER_PATH = "/org/kdump/Kdump1"
@@ -99,7 +99,7 @@ class Service:
         """End it."""
         self.process.send_signal(signal.SIGCONT)
         self.process.kill()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=HANG_SEC)
 
     def announce(self, kind: str, path: str, interface: str = "org.kdump.Kdump1", **values: Any) -> None:
         """Have it emit a signal."""

@@ -120,6 +120,8 @@ def test_every_source_file_names_its_licence() -> None:
     missing = []
     for name in done.stdout.splitlines():
         path = REPOSITORY / name
+        if name.startswith("tests/earlier/states/"):  # as the service wrote them
+            continue
         if path.suffix in {
             ".py",
             ".c",

@@ -332,7 +332,7 @@ def test_autopkgtest_crashes_its_testbed(lab: Lab, machine_factory: MachineFacto
         machine.reboot()
         put()
         machine.spawn("AUTOPKGTEST_REBOOT_MARK=$(cat /root/mark) /root/crash")
-        machine.wait_for_boot()
+        machine.wait_for_boot(timeout_sec=BUILD_SEC)  # it has an image built first
         said = machine.run("AUTOPKGTEST_REBOOT_MARK=$(cat /root/mark) /root/crash")
         assert machine.run("cat /root/mark").stdout == "crashed\n"
         assert "test" in said.stdout

@@ -52,8 +52,13 @@ class Daemon:
         """Arm, serve, and wait for SIGTERM. Raises AlreadyRunning."""
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
+
+        def begin_to_stop() -> None:
+            self._control.begin_to_stop()
+            stop.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, begin_to_stop)
         loop.add_signal_handler(signal.SIGHUP, self._control.begin_to_reload)
         serving = asyncio.create_task(self._server.serve())
         try:

@@ -58,6 +58,12 @@ class CaptureImages:
         self._builds_in_a_row = 0
         """Since no image was wanted."""
         self._rest: asyncio.TimerHandle | None = None
+        self._stopping = False
+
+    def stop(self) -> None:
+        """The daemon ends, and with it whoever waits for a build. What builds goes on: how that ends is for the
+        next daemon."""
+        self._stopping = True
 
     def build_what_is_wanted(self) -> None:
         """In the background, if anything is, and nothing is being built."""
@@ -98,6 +104,8 @@ class CaptureImages:
             with self._acting.doing(BUILDING), self._following():
                 await self._lanes.run(Lane.BUILD, lambda: build(wanted.release, anew=False))
         except ImageNotBuilt as error:
+            if self._stopping:
+                return
             refused = error
             await self._lanes.run(Lane.ACTS, lambda: self._manager.image_not_built(wanted, refused))
         else:

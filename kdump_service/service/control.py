@@ -145,6 +145,10 @@ class Control:
         """As :meth:`reload`, for who cannot wait. Errors are told to the journal."""
         self._lanes.in_background(self.reload())
 
+    def begin_to_stop(self) -> None:
+        """Whatever is waited for may end from now on, since we do."""
+        self._images.stop()
+
     async def stop(self, *, disarm: bool) -> None:
         """Let acts end, and unload the crash kernel if asked to."""
         self._watcher.stop()

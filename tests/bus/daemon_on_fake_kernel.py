@@ -59,12 +59,20 @@ def _build(root: Path, release: str, *, anew: bool) -> None:
     put_image(_ExistingRoot(root), release=release, drivers=(*SMALL_IMAGE_DRIVERS, *more))
 
 
+def _why_stopped(root: Path, cause: str) -> StopCause:
+    """Instead of what systemd says; if there is a pipe for it, when a test has written to that."""
+    if (root / "why-stopped").exists():
+        (root / "why-stopped").read_text()
+    return StopCause(cause)
+
+
 async def _main() -> None:
     root = Path(sys.argv[1])
     kernel = FakeKernel(_ExistingRoot(root))
     kernel.failures = [int(code) for code in sys.argv[3:]]
     loader = Loader(KernelFiles(root), kernel.load, kernel.unload)
-    daemon = Daemon(root, loader, lambda: StopCause(sys.argv[2]), _crash, functools.partial(_build, root))
+    why_stopped = functools.partial(_why_stopped, root, sys.argv[2])
+    daemon = Daemon(root, loader, why_stopped, _crash, functools.partial(_build, root))
     ready = asyncio.create_task(_say_when_ready())
     await daemon.run()
     ready.cancel()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -218,6 +219,19 @@ def test_rebuild_that_fails_beside_a_current_image(
         assert "it was killed" in rebuilt.result().stderr
     assert (running.call("Check"), running.read("Image"), running.read("State")) == ([], str(image), "armed")
     running.stop()
+
+
+def test_daemon_ends_during_a_build(bus: PrivateBus, machine: MachineRoot, builder: _Builder) -> None:
+    """systemd ends whoever waits for the unit that builds, too: that says nothing about the image."""
+    os.mkfifo(machine.path / "why-stopped")
+    running = RunningDaemon(bus, machine, "restarted")
+    with bus.monitor(CHANGES) as monitor:
+        running.process.send_signal(signal.SIGTERM)
+        with open(machine.path / "why-stopped", "w"):
+            builder.ends("systemctl start: exit status -15: no message")
+            while monitor.until_changed("Activity") != "":
+                pass
+    assert "not built" not in running.stop()
 
 
 def test_configuration_changes_during_a_build(

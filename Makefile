@@ -96,7 +96,7 @@ install:
 	@$(SYSTEM_PYTHON) packaging/install.py install $(if $(DESTDIR),--destdir="$(DESTDIR)")
 
 uninstall:
-	@$(SYSTEM_PYTHON) packaging/install.py uninstall
+	@$(SYSTEM_PYTHON) packaging/install.py uninstall $(if $(DESTDIR),--destdir="$(DESTDIR)")
 
 # A package for Debian in build/deb, of what is under version control, as it is now.
 deb:

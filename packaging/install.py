@@ -21,8 +21,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -32,6 +32,8 @@ PYTHON = "/usr/bin/python3"
 """The interpreter that the installed programs name."""
 OLDEST_PYTHON = (3, 11)
 PACKAGE = "kdump-service"
+RIVALS = ("kdump-tools",)
+"""Packages with whose files ours do not collide, and which load a crash kernel all the same."""
 NOTE = "usr/lib/kdump-service/installed.sha256"
 """What was installed on this machine, as sha256sum(1) prints it. Packages have a list of their own."""
 MODULES_MARK = "@MODULES@"
@@ -107,10 +109,6 @@ class File:
     def sha256(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
 
-    @property
-    def is_configuration(self) -> bool:
-        return self.path.startswith("etc/")
-
 
 @dataclass(frozen=True)
 class Python:
@@ -180,31 +178,33 @@ def output_of(*command: str) -> list[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True).stdout.splitlines()
 
 
-def installed_package() -> bool:
-    """Whether the package of this project is installed, or half so."""
+def status_of(package: str) -> str:
+    """What the package manager says of a package, in dpkg's words; empty if it knows nothing of it."""
     if shutil.which("dpkg-query"):
-        done = subprocess.run(
-            ["dpkg-query", "--show", "--showformat=${db:Status-Status}", PACKAGE],
-            check=False, capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode == 0 and done.stdout not in ("not-installed", "config-files"):
-            return True
-    return (
-        bool(shutil.which("rpm"))
-        and not subprocess.run(["rpm", "--quiet", "-q", PACKAGE], check=False, capture_output=True).returncode
-    )
+        said = output_of("dpkg-query", "--show", "--showformat=${db:Status-Status}", package)
+        if said and said[0] != "not-installed":
+            return said[0]
+    if shutil.which("rpm"):
+        said = output_of("rpm", "-q", "--qf", "installed", package)
+        return "installed" if said == ["installed"] else ""
+    return ""
 
 
-def noted(root: Path) -> dict[str, str]:
-    """What `make install` installed before: path -> SHA-256. Raises CannotInstall if that cannot be read."""
-    try:
-        lines = (root / NOTE).read_text(encoding="utf-8").splitlines()
-        rows = [line.split("  /", 1) for line in lines]
-        return {path: digest for digest, path in rows}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CannotInstall(f"/{NOTE}, which tells what was installed, cannot be read: {error}") from error
+Note = dict[str, set[str]]
+"""Path below the root -> SHA-256 of what `make install` may have put there, as of the last time or before."""
+
+
+def noted(root: Path) -> Note:
+    """What `make install` installed before. Lines that it did not write are named, and mean nothing."""
+    note: Note = {}
+    with contextlib.suppress(FileNotFoundError):
+        for line in (root / NOTE).read_text(encoding="utf-8", errors="replace").splitlines():
+            digest, _, path = line.partition("  /")
+            if len(digest) == 64 and not {"", ".", ".."} & {*path.split("/")}:
+                note.setdefault(path, set()).add(digest)
+            else:
+                print(f"/{NOTE}: {line!r} is no line of it, and is passed over", file=sys.stderr)
+    return note
 
 
 def is_ours(path: str, content: bytes) -> bool:
@@ -212,26 +212,59 @@ def is_ours(path: str, content: bytes) -> bool:
     return any(word in path.encode() or word in content for word in OURS)
 
 
-def refuse_others(root: Path, wanted: list[File], before: Mapping[str, str]) -> None:
+def refuse_other_packages() -> None:
+    """Raises CannotInstall if a package is installed that would be in the way of this, or this of it."""
+    status = status_of(PACKAGE)
+    if status == "config-files":
+        raise CannotInstall(
+            f"the package {PACKAGE} was removed, but not its configuration; purging would take away yours.\n"
+            f"Keep a copy of your settings, and run: dpkg --purge {PACKAGE}"
+        )
+    if status:
+        raise CannotInstall(
+            f"the package {PACKAGE} is installed, whose files this would replace.\n"
+            f"Install a newer package in its place (make deb), or remove it first."
+        )
+    for rival in RIVALS:
+        if status_of(rival) not in ("", "config-files"):
+            raise CannotInstall(f"the package {rival} is installed, which does the same. Remove it first.")
+
+
+def refuse_others(root: Path, wanted: list[File], before: Note) -> None:
     """Raises CannotInstall if files of others are where ours would go, and names them all."""
     there = [
         path
         for path in [*(file.path for file in wanted), *LINKS]
-        if path not in before and ((root / path).exists() or (root / path).is_symlink())
+        if path not in before and os.path.lexists(root / path)
     ]
     packages = owners([f"/{path}" for path in there]) if root == MACHINE else {}
-    others = []
+    # What is a link to somewhere would be written through, and be removed from there.
+    others = sorted(
+        f"  {folder}, a link to {folder.readlink()}"
+        for folder in {root / parent for file in wanted for parent in own_folders(file.path)}
+        if folder.is_symlink()
+    )
     for path in there:
         place, package = root / path, packages.get(f"/{path}", "")
-        if package == PACKAGE:  # removed, but for its configuration
-            continue
-        if package or not place.is_file() or not is_ours(path, place.read_bytes()):
+        ours = is_our_link(root, path) or (place.is_file() and is_ours(path, place.read_bytes()))
+        if package or not ours:
             others.append(f"  {place}{f' of the package {package}' if package else ''}")
     if others:
         raise CannotInstall(
             "these files are another's, and nothing was installed:\n" + "\n".join(others) + "\n"
             "Remove the package or program that they belong to first."
         )
+
+
+def own_folders(path: str) -> list[str]:
+    """Of the folders above a path below the root, those that nobody else has."""
+    return [str(parent) for parent in Path(path).parents if is_ours(str(parent), b"")]
+
+
+def is_our_link(root: Path, path: str) -> bool:
+    """Whether it is a link that leads where ours of that name does, whether or not there is something."""
+    place = root / path
+    return place.is_symlink() and str(place.readlink()) == LINKS.get(path)
 
 
 def sha256_of(path: Path) -> str:
@@ -243,6 +276,8 @@ def put(root: Path, file: File) -> None:
     """Write a file, in place of what is there, in one step."""
     place = root / file.path
     place.parent.mkdir(parents=True, exist_ok=True)
+    for folder in own_folders(file.path):
+        (root / folder).chmod(0o755)
     new = place.with_name(f".{place.name}.new")
     new.write_bytes(file.content)
     new.chmod(file.mode)
@@ -271,11 +306,8 @@ def stage(root: Path, modules: str | None, python: Python) -> None:
 
 def install(root: Path, python: Python) -> None:
     """To this machine. Raises CannotInstall, and then nothing has changed."""
-    if root == MACHINE and installed_package():
-        raise CannotInstall(
-            f"the package {PACKAGE} is installed, whose files this would replace.\n"
-            f"Install a newer package in its place (make deb), or remove it first."
-        )
+    if root == MACHINE:
+        refuse_other_packages()
     if python.version < OLDEST_PYTHON:
         raise CannotInstall(f"{PYTHON} is {'.'.join(map(str, python.version))}, and 3.11 is needed")
     if python.modules not in python.path:
@@ -283,20 +315,24 @@ def install(root: Path, python: Python) -> None:
     wanted = list(files(python.modules.lstrip("/"), python.modules))
     before = noted(root)
     refuse_others(root, wanted, before)
-    note: dict[str, str] = {}
+    note: Note = {}
+    todo = []
     for file in wanted:
-        place = root / file.path
-        there = sha256_of(place)
-        if file.is_configuration and there not in ("", file.sha256, before.get(file.path, "")):
-            print(f"{place} was edited, and stays as it is; the new one: {place}.new")
-            put(root, File(f"{file.path}.new", file.content, file.mode, file.modified_nsec))
-            note[f"{file.path}.new"] = file.sha256
+        note[file.path] = {file.sha256}
+        if is_edited(root, file, before):
+            new = replace(file, path=f"{file.path}.new")
+            print(f"{root / file.path} was edited, and stays as it is; the new one: {root / new.path}")
+            note[new.path] = {new.sha256}
+            todo.append(new)
         else:
-            put(root, file)
-        note[file.path] = file.sha256
+            todo.append(file)
+    # First, so that what is interrupted can be repeated or taken away.
+    put_note(root, {path: note.get(path, set()) | before.get(path, set()) for path in {**before, **note}})
+    for file in todo:
+        put(root, file)
     put_links_and_folders(root)
     for path in [path for path in before if path not in note]:
-        remove(root, path)
+        remove(root, path, before[path])
     put_note(root, note)
     package = root / python.modules.lstrip("/") / "kdump_service"
     run(PYTHON, "-I", "-m", "compileall", "-q", str(package))
@@ -307,9 +343,17 @@ def install(root: Path, python: Python) -> None:
         tell_systemd("try-restart")
 
 
-def put_note(root: Path, note: Mapping[str, str]) -> None:
+def is_edited(root: Path, file: File, before: Note) -> bool:
+    """Whether it is configuration that somebody has changed, or made a link to what lies elsewhere."""
+    place = root / file.path
+    if not file.path.startswith("etc/"):
+        return False
+    return place.is_symlink() or sha256_of(place) not in {"", file.sha256, *before.get(file.path, ())}
+
+
+def put_note(root: Path, note: Note) -> None:
     """Remember what was installed."""
-    text = "".join(f"{digest}  /{path}\n" for path, digest in note.items())
+    text = "".join(f"{digest}  /{path}\n" for path in note for digest in sorted(note[path]))
     put(root, File(NOTE, text.encode(), 0o644, time.time_ns()))
 
 
@@ -325,8 +369,10 @@ def tell_systemd(*verb: str) -> None:
 
 def run(*command: str) -> None:
     """Run a program to its end; what fails is told and no reason to stop: the files are there."""
-    if (status := subprocess.run(command, check=False).returncode) != 0:
-        print(f"{' '.join(command)} ended with status {status}", file=sys.stderr)
+    try:
+        subprocess.run(command, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(error, file=sys.stderr)
 
 
 # Away again
@@ -334,24 +380,30 @@ def run(*command: str) -> None:
 
 def uninstall(root: Path, python: Python) -> None:
     """Remove what `install` installed; what was edited, state and dumps stay. Raises CannotInstall."""
+    if root == MACHINE and status_of(PACKAGE) not in ("", "config-files"):
+        raise CannotInstall(f"the package {PACKAGE} is installed: remove that, with what installed it")
     before = noted(root)
     if not before:
         raise CannotInstall(
-            f"nothing is known of an installation by make install (/{NOTE} does not exist)"
-            + (f"; remove the package {PACKAGE} instead" if installed_package() else "")
+            f"nothing is known of an installation by make install: /{NOTE} does not exist or is damaged.\n"
+            "To install once more writes it anew."
         )
     if root == MACHINE:
         tell_systemd("disable", "--now", "--quiet")
         run("/usr/bin/kdump-service", "unreserve")
-    for path, digest in before.items():
-        place = root / path
-        if path.startswith("etc/") and sha256_of(place) not in ("", digest):
-            print(f"{place} was edited, and stays")
-        else:
-            remove(root, path)
+    for path, digests in before.items():
+        if not remove(root, path, digests):
+            print(f"{root / path} was edited, and stays")
     for path in LINKS:
-        remove(root, path)
-    shutil.rmtree(root / python.modules.lstrip("/") / "kdump_service", ignore_errors=True)
+        if is_our_link(root, path):
+            remove(root, path)
+    package = root / python.modules.lstrip("/") / "kdump_service"
+    for folder in sorted(package.rglob("*/"), reverse=True):
+        if folder.name == "__pycache__":
+            shutil.rmtree(folder)
+        else:
+            remove_if_empty(folder)
+    remove_if_empty(package)
     remove(root, NOTE)
     for path in FOLDERS:
         remove_if_empty(root / path)
@@ -360,14 +412,18 @@ def uninstall(root: Path, python: Python) -> None:
     print("Dumps stay, and so do the settings in /etc/kdump-service.conf.d and /var/lib/kdump-service.")
 
 
-def remove(root: Path, path: str) -> None:
+def remove(root: Path, path: str, digests: Collection[str] = ()) -> bool:
     """Remove a file or link, and the folder that it was in, if that is empty then, and has our name or is one
-    for additions to a unit."""
+    for additions to a unit. With ``digests``, only what has one of these SHA-256; returns whether
+    it is gone."""
     place = root / path
+    if digests and os.path.lexists(place) and (place.is_symlink() or sha256_of(place) not in digests):
+        return False
     place.unlink(missing_ok=True)
     folder = place.parent
     if is_ours(str(folder), b"") or folder.parent == root / UNITS:
         remove_if_empty(folder)
+    return True
 
 
 def remove_if_empty(folder: Path) -> None:
@@ -389,6 +445,9 @@ def main() -> int:
         help="for packagers who install the Python package by its own means",
     )
     given = parser.parse_args()
+    if given.verb == "uninstall" and given.destdir is not None:
+        parser.error(f"uninstall is for this machine alone; remove the folder {given.destdir} yourself")
+    os.umask(0o022)
     try:
         python = Python.of_this_machine()
         if given.verb == "uninstall":
@@ -400,8 +459,9 @@ def main() -> int:
     except CannotInstall as error:
         print(f"Not {given.verb}ed: {error}", file=sys.stderr)
         return 1
-    except PermissionError as error:
-        print(f"Not {given.verb}ed: {error.filename}: {error.strerror}; run this as root", file=sys.stderr)
+    except OSError as error:
+        advice = "run this as root" if isinstance(error, PermissionError) else "mend that, and run this again"
+        print(f"Not {given.verb}ed: {error.filename}: {error.strerror}; {advice}", file=sys.stderr)
         return 1
     return 0
 

@@ -16,10 +16,11 @@ from typing import Any
 from kdump_service import log
 from kdump_service.errors import KdumpError
 from kdump_service.process import run as run_program
+from kdump_service.record import write_atomically
 from kdump_service.reserve.apply import COMMAND_SEC, Run, apply_plan
 from kdump_service.reserve.plan import Plan
 from kdump_service.reserve.planner import make_plan
-from kdump_service.reserve.request import REQUEST_FILE, RESULT_FILE, Request
+from kdump_service.reserve.request import REQUEST_FILE, RESERVE_AGAIN_FILE, RESULT_FILE, Request
 from kdump_service.reserve.way_back import kept, plan_way_back
 from kdump_service.unit_exchange import answer_unit_request, run_unit_verb
 
@@ -60,9 +61,12 @@ def run_reserve() -> int:
 
 
 def take_back(root: Path, run: Run = _run) -> None:
-    """Make the boot loader's files what they were before ``crashkernel=`` was set by this program, if it was.
-    Raises ConfigError or ProgramFailed, and then nothing has changed."""
-    if kept(root) is None:
+    """Make the boot loader's files what they were before ``crashkernel=`` was set by this program, if it was,
+    and leave a request for the same in /run, for a removal that is called off. Raises ConfigError or
+    ProgramFailed, and then nothing has changed."""
+    (root / RESERVE_AGAIN_FILE).unlink(missing_ok=True)
+    reserved = kept(root)
+    if reserved is None:
         return
     plan = plan_way_back(root)
     doubts = apply_plan(root, plan, run)
@@ -70,6 +74,9 @@ def take_back(root: Path, run: Run = _run) -> None:
         logger.info("%s: crashkernel= is as it was before it was reserved", change.path)
     for doubt in doubts:
         logger.warning("%s", doubt)
+    path = root / RESERVE_AGAIN_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, Request("again", reserved.words).to_json())
 
 
 def run_unreserve() -> int:

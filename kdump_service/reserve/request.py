@@ -14,10 +14,12 @@ from typing import Any
 from kdump_service.errors import InvalidArgument
 from kdump_service.kernel.crashkernel import BadCrashkernel, Kind, parse_argument, parse_value
 
-__all__ = ["REQUEST_FILE", "RESULT_FILE", "Request", "crashkernel_words"]
+__all__ = ["REQUEST_FILE", "RESERVE_AGAIN_FILE", "RESULT_FILE", "Request", "crashkernel_words"]
 
 REQUEST_FILE = "run/kdump-service/reserve-request.json"
 RESULT_FILE = "run/kdump-service/reserve-result.json"
+RESERVE_AGAIN_FILE = "run/kdump-service/reserve-again.json"
+"""A request for what was reserved before the program was about to be removed; packaging/debian reads it."""
 _NAME = "crashkernel="
 
 

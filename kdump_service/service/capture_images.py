@@ -61,8 +61,8 @@ class CaptureImages:
         self._stopping = False
 
     def stop(self) -> None:
-        """The daemon ends, and with it whoever waits for a build. What builds goes on: how that ends is for the
-        next daemon."""
+        """The daemon ends, and with it whoever waits for a build. What builds goes on; how that ends is
+        for the next daemon to tell."""
         self._stopping = True
 
     def build_what_is_wanted(self) -> None:

@@ -127,16 +127,6 @@ def test_null_dereference(restored: RestoredFactory, open_dump: OpenDumpOf) -> N
     assert (gdb.release, gdb.threads) == (release, 2)
 
 
-@pytest.mark.promise("nmi")
-@pytest.mark.guest(captures=1)
-def test_nmi(restored: RestoredFactory, open_dump: OpenDumpOf) -> None:
-    with restored() as machine:
-        opened = open_dump(machine, crashed(machine, "nmi"))
-    drgn = opened.drgn(PLANTED_COMMAND)
-    assert "NMI" in drgn.panic_message
-    assert "unknown_nmi_error" in drgn.stack
-
-
 @pytest.mark.promise("busy-machine", "elf-lz4")
 @pytest.mark.guest(captures=1)
 def test_busy_and_lz4(restored: RestoredFactory, open_dump: OpenDumpOf) -> None:

@@ -13,18 +13,22 @@ from pathlib import Path
 import pytest
 
 from .apt import download
-from .conftest import MachineFactory, RestoredFactory
+from .conftest import MachineFactory, OpenDumpOf, RestoredFactory
 from .disk import project_disk
+from .kexec_calls import follow_kexec_calls, kexec_calls
 from .lab import Lab
-from .machine import Machine
+from .machine import PLANTED_COMMAND, SERVICE, Machine
 from .package import MODULES, newer
 from .test_crashes import crashed
 from .tool import run_tool
 from .tree import SUITE, base_tree
 
+NOTE = "/usr/lib/kdump-service/installed.sha256"
 LOADED = "cat /sys/kernel/kexec_crash_loaded"
 ARMED = "cat /run/kdump-service/armed.json; stat -c %i:%z /run/kdump-service/armed.json"
 STATE = "dpkg-query --show --showformat='${Version} ${db:Status-Status}' kdump-service"
+CHECK = f"busctl call -j {SERVICE} org.kdump.Kdump1 Check"
+CONTENTS_LOG = f"busctl set-property {SERVICE} org.kdump.Kdump1.Settings Contents s log"
 PACKAGE = "/root/kdump-service.deb"
 NEW = "99"  # newer than any
 # There is no network, and there are no lists of packages: what is needed is there, or apt refuses.
@@ -39,16 +43,11 @@ NOT_OURS = (
     "/etc/systemd/system/kdump-capture.target.wants",  # has the agent in it
     "'/run/udev/links/*kdump.test'",
     "/var/lib/kdump-service",  # has dumps in it
+    "'/var/crash/*'",  # their names have the machine's
 )
 LEFT = (
     f"find /etc /usr /var /run -iname '*kdump*' {' '.join(f'-not -path {path}' for path in NOT_OURS)} | sort"
 )
-# Writes a line for each moment in which nothing is loaded. The file cannot be read while the kernel loads.
-WATCH = (
-    "systemd-run --quiet --unit=watch /bin/sh -c 'while :; do read -r loaded <"
-    ' /sys/kernel/kexec_crash_loaded && test "$loaded" = 0 && echo gap >>/run/gap; done\''
-)
-
 PutNewer = Callable[[Machine, str], None]
 
 
@@ -63,8 +62,8 @@ def put_newer(lab: Lab, tmp_path: Path) -> PutNewer:
 
 
 def _codes(machine: Machine) -> set[str]:
-    checked = json.loads(machine.run("kdumpctl check --json", check=False).stdout)
-    return {problem["code"] for problem in checked["problems"]}
+    [problems] = json.loads(machine.run(CHECK).stdout)["data"]
+    return {problem[0] for problem in problems}
 
 
 def _pid(machine: Machine) -> int:
@@ -104,30 +103,30 @@ def test_upgrade_while_armed(restored: RestoredFactory, put_newer: PutNewer) -> 
     with restored() as machine:
         put_newer(machine, "daemon.py")
         loaded, old = machine.run(ARMED).stdout, _pid(machine)
-        machine.run(WATCH)
+        follow_kexec_calls(machine)
         machine.run(f"dpkg --unpack {PACKAGE}")
         assert "program-replaced" in _codes(machine)
         assert _pid(machine) == old
         machine.run("dpkg --configure -a")
         assert _pid(machine) not in (old, 0)
         assert not {"program-replaced", "image-outdated"} & _codes(machine)
-        machine.run("systemctl stop watch.service; test ! -e /run/gap")
+        assert kexec_calls(machine) == []
         assert machine.run(ARMED).stdout == loaded
-        assert (
-            machine.run("dpkg-query -W -f '${Version} ${db:Status-Status}' kdump-service").stdout
-            == f"{NEW} installed"
-        )
+        assert machine.run(STATE).stdout == f"{NEW} installed"
 
 
-@pytest.mark.promise("upgrade-stays-armed")
+@pytest.mark.promise("upgrade-stays-armed", "nmi")
 @pytest.mark.guest(captures=1)
-def test_crash_amid_an_upgrade(restored: RestoredFactory, put_newer: PutNewer) -> None:
-    """Everything on the disk is of another version, and what is loaded is not."""
+def test_crash_amid_an_upgrade(restored: RestoredFactory, put_newer: PutNewer, open_dump: OpenDumpOf) -> None:
+    """Everything on the disk is of another version, and what is loaded is not. What crashes is an NMI."""
     with restored() as machine:
         put_newer(machine, "__init__.py")
         machine.run(f"dpkg --unpack {PACKAGE} && sync")
         assert machine.run("kdump-service --version").stdout == f"kdump-service {NEW}\n"
-        crashed(machine, "sysrq")
+        opened = open_dump(machine, crashed(machine, "nmi"))
+    drgn = opened.drgn(PLANTED_COMMAND)
+    assert "NMI" in drgn.panic_message
+    assert "unknown_nmi_error" in drgn.stack
 
 
 @pytest.mark.promise("package-comes-and-goes", "stop-disarms")
@@ -137,10 +136,11 @@ def test_purged_and_installed_again(lab: Lab, restored: RestoredFactory) -> None
     with restored() as machine:
         folders = " ".join(DUMPS)
         machine.run(f"mkdir -p {folders} && for folder in {folders}; do echo x >$folder/vmcore; done")
-        machine.run("kdumpctl config set Contents log")
-        machine.run(f"{APT} purge kdump-service")
+        machine.run(CONTENTS_LOG)
+        machine.run("dpkg --purge kdump-service")
         assert machine.run(LOADED).stdout == "0\n"
         assert machine.run(LEFT).stdout == ""
+        assert machine.run("ls -A /var/lib/kdump-service").stdout == "crash\n"
         for folder in DUMPS:
             assert machine.run(f"cat {folder}/vmcore").stdout == "x\n"
         # To build an image takes a minute here.
@@ -172,6 +172,16 @@ def _sources(lab: Lab) -> bytes:
     names = run_tool("git", "-C", lab.package.repo, "ls-files", "-z", "--", *folders).split("\0")
     packed = ["tar", "-C", str(lab.package.repo), "-c", *filter(None, names)]
     return subprocess.run(packed, check=True, stdout=subprocess.PIPE).stdout
+
+
+def _that_cannot_be_installed(package: Path, folder: Path) -> Path:
+    """The same package, whose installation ends when it has begun, and what it replaces was to be removed."""
+    run_tool("dpkg-deb", "--raw-extract", package, folder / "broken")
+    script = folder / "broken/DEBIAN/preinst"
+    script.write_text("#!/bin/sh\nexit 1\n")
+    script.chmod(0o755)
+    run_tool("dpkg-deb", "--root-owner-group", "--build", folder / "broken", folder / "broken.deb")
+    return folder / "broken.deb"
 
 
 def _nothing(root: Path) -> None:
@@ -248,6 +258,7 @@ def test_whole_life(lab: Lab, put_newer: PutNewer, suite: str) -> None:
         machine.run(f"{APT} purge kdump-service")
         assert machine.run(LEFT).stdout == ""
         assert machine.dumps() == dumps
+        machine.run("test ! -e /var/lib/kdump-service")
 
 
 @pytest.mark.part("packages")
@@ -271,6 +282,12 @@ def test_takes_the_place_of_kdump_tools_and_gives_it_back(lab: Lab, tmp_path: Pa
         assert machine.run(CONFIGURED).stdout == "crashkernel=300M\n"
         tree = base_tree(lab.cache, suite)
         [file] = download(tree.root, tree.lists, ["kdump-tools"], tmp_path)
+        machine.put("/root/broken.deb", _that_cannot_be_installed(file, tmp_path).read_bytes())
+        machine.run("echo kdump-service deinstall | dpkg --set-selections")
+        failed = machine.run("dpkg --install /root/broken.deb", check=False)
+        assert "will remove kdump-service in favour of kdump-tools" in failed.stdout + failed.stderr
+        assert machine.run(CONFIGURED).stdout == "crashkernel=300M\n"
+        machine.run("echo kdump-service install | dpkg --set-selections")
         machine.put("/root/kdump-tools.deb", file.read_bytes())
         machine.run(f"{APT} install /root/kdump-tools.deb", timeout_sec=BUILD_SEC)
         assert machine.run(CONFIGURED).stdout == theirs
@@ -289,16 +306,24 @@ def test_make_install_and_the_package_keep_apart(lab: Lab, restored: RestoredFac
         refused = machine.run(install, check=False)
         assert (refused.status, "the package kdump-service is installed" in refused.stderr) == (1, True)
         machine.run(f"{APT} remove kdump-service")
+        refused = machine.run(install, check=False)
+        assert (refused.status, "dpkg --purge kdump-service" in refused.stderr) == (1, True)
+        machine.run("dpkg --purge kdump-service")
         machine.run(install)
         machine.run("systemctl start kdump.service")
         assert machine.run("kdumpctl --version").stdout
-        extra = f"/{MODULES}/of_another_version.py"
-        machine.run(f"echo '{'0' * 64}  {extra}' >>/usr/lib/kdump-service/installed.sha256; touch {extra}")
+        extra, mine = f"/{MODULES}/of_another_version.py", "/usr/bin/mine"
+        machine.run(f"echo x >{extra}; cp {extra} {mine}; sha256sum {extra} >>{NOTE}")
+        # Lines that it did not write: of what has changed, and of another package.
+        machine.run(f"echo '{'0' * 64}  {mine}' >>{NOTE}; sha256sum /usr/bin/env >>{NOTE}")
         machine.put(PACKAGE, lab.package.file.read_bytes())
+        machine.run(f"dpkg --unpack {PACKAGE}")
+        refused = machine.run("python3 -I /root/sources/packaging/install.py uninstall", check=False)
+        assert (refused.status, "is installed: remove that" in refused.stderr) == (1, True)
         machine.run(f"{APT} install {PACKAGE}")
         machine.wait_until_armed()
         assert machine.run("dpkg --verify kdump-service | grep -v /usr/share", check=False).stdout == ""
-        machine.run(f"test ! -e {extra}; test ! -e /usr/lib/kdump-service/installed.sha256")
+        machine.run(f"test ! -e {extra} && test ! -e {NOTE} && test -e {mine} && env true && rm {mine}")
         # A copy that pip has put before it is not what is run.
         other = "$(python3 -c 'import site; print(site.getsitepackages()[0])')/kdump_service"
         machine.run(f"mkdir -p {other} && echo 'raise SystemExit(1)' >{other}/__init__.py")

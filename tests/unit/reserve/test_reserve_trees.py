@@ -15,9 +15,10 @@ from kdump_service.kernel.boot_loader import BootLoaderFiles
 from kdump_service.kernel.crashkernel import requested
 from kdump_service.reserve.apply import apply_plan
 from kdump_service.reserve.files import put_text
-from kdump_service.reserve.main import take_back
+from kdump_service.reserve.main import answer_request, take_back
 from kdump_service.reserve.plan import Plan
 from kdump_service.reserve.planner import make_plan
+from kdump_service.reserve.request import REQUEST_FILE, RESERVE_AGAIN_FILE
 from kdump_service.reserve.way_back import AGAIN, WAY_BACK_FILE, plan_way_back
 from tests.builders.boot_trees import (
     MACHINE_ID,
@@ -172,9 +173,19 @@ def test_the_removal_of_the_program_takes_it_back(system: tuple[BootTree, str]) 
     take_back(tree.path, tree.run)  # nothing was set
     assert _without_images(tree) == before
     _reserve(tree)
+    _reserve(tree, TWO)
+    reserved = _without_images(tree)
     take_back(tree.path, tree.run)
+    (tree.path / RESERVE_AGAIN_FILE).rename(tree.path / REQUEST_FILE)
     assert _without_images(tree) == before
     assert not (tree.path / WAY_BACK_FILE).exists()
+    # Called off: what is left in /run is a request for what was reserved, as the package's script uses it.
+    assert answer_request(tree.path, tree.run)
+    assert {**_without_images(tree), WAY_BACK_FILE: b""} == {**reserved, WAY_BACK_FILE: b""}
+    take_back(tree.path, tree.run)
+    assert _without_images(tree) == before
+    take_back(tree.path, tree.run)  # the second time there is nothing to reserve again
+    assert not (tree.path / RESERVE_AGAIN_FILE).exists()
 
 
 def test_the_plan_is_a_patch(system: tuple[BootTree, str], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kdump_service.dumpfile.identity import Identity
 from kdump_service.dumpfile.kdump_format import (
     HEADER_VERSION,
     PAGE_DESCRIPTOR,
@@ -30,23 +31,10 @@ from kdump_service.pfn import CHUNK_PAGES, PfnBitmap, running_counts
 
 Descriptors = np.ndarray[tuple[int], np.dtype[np.void]]
 
-__all__ = ["Frames", "Identity", "KdumpWriter"]
+__all__ = ["Frames", "KdumpWriter"]
 
 _DESCRIPTORS_AT_ONCE = 16384
 """Kept back before they are written: 384 KiB."""
-
-
-class Identity(NamedTuple):
-    """What the headers say of the machine."""
-
-    uts: dict[str, str]
-    timestamp: int
-    phys_base: int
-    cpus: int
-    notes: bytes
-    """The note segment of /proc/vmcore, as it is."""
-    vmcoreinfo: tuple[int, int]
-    """Where in the notes the content of VMCOREINFO stands: offset and length; 0, 0 if there is none."""
 
 
 class Frames(Protocol):

@@ -13,21 +13,19 @@ from numpy.typing import NDArray
 
 from kdump_service.dump_options import DumpOptions
 from kdump_service.dumpfile.elf_writer import FILL, ElfWriter, batches_of, encode_raw, plan_elf
+from kdump_service.dumpfile.identity import identity_of
 from kdump_service.dumpfile.kdump_format import Layout
-from kdump_service.dumpfile.kdump_writer import Identity, KdumpWriter
+from kdump_service.dumpfile.kdump_writer import KdumpWriter
 from kdump_service.dumpfile.page_codec import EncodedPages, PageKind, encode_pages, page_codec
 from kdump_service.dumpfile.sink import DumpWriter, Sink
 from kdump_service.engine.page_stream import EncodedBatch, PageStream, batches
 from kdump_service.engine.predict import Prediction, predict_data_bytes
 from kdump_service.engine.survey import Survey
-from kdump_service.engine.virtual_loads import virtual_loads
 from kdump_service.engine.vital import other_runs, vital_parts
-from kdump_service.errors import BadVmcore
 from kdump_service.pfn import PfnBitmap
-from kdump_service.vmcore.address_space import AddressSpace
-from kdump_service.vmcore.elf import NT_PRSTATUS
 from kdump_service.vmcore.memory_image import MemoryImage
 from kdump_service.vmcore.page_source import PageSource
+from kdump_service.vmcore.virtual_loads import virtual_loads
 
 if TYPE_CHECKING:
     from kdump_service.dumpfile.lz4_file import Lz4ElfWriter
@@ -36,7 +34,6 @@ __all__ = [
     "Dump",
     "WrittenDump",
     "default_threads",
-    "identity_of",
 ]
 
 Advance = Callable[[int, int], None]
@@ -64,50 +61,6 @@ class WrittenDump:
 def default_threads() -> int:
     """As many as there are processors that we may use."""
     return len(os.sched_getaffinity(0))
-
-
-def identity_of(image: MemoryImage) -> Identity:
-    """What a kdump-compressed file says of the machine. What the image does not tell is left empty."""
-    info = image.vmcoreinfo
-    segment = image.note_segment
-    content = next((note.content for note in image.notes if note.name == "VMCOREINFO"), b"").rstrip(b"\0")
-    return Identity(
-        uts=_uts_names(image),
-        timestamp=info.crash_time or 0,
-        phys_base=info.number("phys_base") if info.has("NUMBER(phys_base)") else 0,
-        cpus=sum(note.kind == NT_PRSTATUS and note.name == "CORE" for note in image.notes),
-        notes=segment,
-        vmcoreinfo=(segment.find(content), len(content)) if content else (0, 0),
-    )
-
-
-_UTS_NAME_BYTES = 65  # __NEW_UTS_LEN + 1
-_MACHINE_NAMES = {62: "x86_64", 183: "aarch64"}
-
-
-def _uts_names(image: MemoryImage) -> dict[str, str]:
-    """init_uts_ns.name, struct new_utsname; from VMCOREINFO alone where the memory cannot be read."""
-    info = image.vmcoreinfo
-    names = ("sysname", "nodename", "release", "version", "machine", "domainname")
-    # None is left empty: libkdumpfile tells the architecture only by a header whose names are all there.
-    told = dict.fromkeys(names, "(none)") | {
-        "sysname": "Linux",
-        "release": info.release or "(none)",
-        "machine": _MACHINE_NAMES.get(image.machine, "(none)"),
-    }
-    try:
-        # 5.11 exports the member's offset (ca4a9241cc5e); before, a kref of 4 bytes stood in front.
-        member = "OFFSET(uts_namespace.name)"
-        offset = info.offset("uts_namespace.name") if info.has(member) else 4
-        data = AddressSpace(image).read(info.symbol("init_uts_ns") + offset, len(names) * _UTS_NAME_BYTES)
-    except BadVmcore:
-        return told
-    read = {}
-    for index, name in enumerate(names):
-        field_bytes = data[index * _UTS_NAME_BYTES : (index + 1) * _UTS_NAME_BYTES]
-        read[name] = field_bytes.split(b"\0")[0].decode("utf-8", "replace")
-    # Else it is not the structure that it was taken for.
-    return read if read["release"] == info.release else told
 
 
 _Pass = tuple[Iterable[NDArray[np.int64]], Callable[[EncodedBatch], None]]

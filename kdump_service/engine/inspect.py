@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from kdump_service.dumpfile.identity import identity_of
 from kdump_service.dumpfile.kdump_reader import KdumpFile
 from kdump_service.dumpfile.open_image import OpenedImage, open_image
-from kdump_service.engine.dump import identity_of
 from kdump_service.engine.verify import SAMPLE_PAGES, check_descriptors, sampled_runs
 from kdump_service.errors import BadVmcore, VerificationFailed
 from kdump_service.pfn import PfnBitmap, chunks_of

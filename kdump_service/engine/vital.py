@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdump_service.engine.processors import processor_memory
-from kdump_service.engine.virtual_loads import kernel_mapping
 from kdump_service.errors import BadVmcore
 from kdump_service.pfn import CHUNK_PAGES, PfnBitmap, chunks_of, fill_range, runs_of
 from kdump_service.vmcore.address_space import AddressSpace
 from kdump_service.vmcore.memory_image import MemoryImage
+from kdump_service.vmcore.virtual_loads import kernel_mapping
 
 __all__ = ["other_runs", "vital_parts"]
 

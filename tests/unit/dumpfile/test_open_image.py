@@ -17,7 +17,8 @@ import zstandard
 
 from kdump_service.dumpfile.elf_writer import ElfWriter, batches_of
 from kdump_service.dumpfile.flattened import FlattenedSink
-from kdump_service.dumpfile.kdump_writer import Identity, KdumpWriter
+from kdump_service.dumpfile.identity import Identity
+from kdump_service.dumpfile.kdump_writer import KdumpWriter
 from kdump_service.dumpfile.lz4_file import Lz4ElfWriter, encode_lz4_frame
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.dumpfile.page_codec import page_codec

@@ -14,20 +14,21 @@ from numpy.typing import NDArray
 
 from kdump_service.dump_options import DumpOptions
 from kdump_service.dumpfile.elf_writer import FILL
+from kdump_service.dumpfile.identity import identity_of
 from kdump_service.dumpfile.kdump_reader import KdumpFile
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.dumpfile.page_codec import EncodedPages, PageKind, encode_pages, page_codec
 from kdump_service.engine import page_stream, vital
-from kdump_service.engine.dump import Dump, identity_of
+from kdump_service.engine.dump import Dump
 from kdump_service.engine.file_sink import FileSink
 from kdump_service.engine.page_stream import Batch, PageStream, batches
 from kdump_service.engine.predict import Prediction
 from kdump_service.engine.survey import Survey, survey_everything, survey_pages
 from kdump_service.engine.verify import SAMPLE_PAGES, check_descriptors, sampled_runs, verify_dump
-from kdump_service.engine.virtual_loads import virtual_loads
 from kdump_service.errors import BadVmcore, VerificationFailed
 from kdump_service.pfn import CHUNK_PAGES, PfnBitmap
 from kdump_service.vmcore.page_source import PageSource
+from kdump_service.vmcore.virtual_loads import virtual_loads
 from tests.builders.machine_memory import X86_64, Aarch64, Machine
 from tests.unit.machine_image import ImageOfMachine
 from tests.unit.machine_pages import PagesOfMachine, dump_machine, io_error, kills

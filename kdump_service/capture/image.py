@@ -19,18 +19,13 @@ from kdump_service.quantity import format_bytes
 from kdump_service.vmcore.page_source import ElfPages
 from kdump_service.vmcore.reader import Vmcore
 
-__all__ = ["ImagePlan", "PagesDone", "image_name", "plan_image", "verify_image"]
+__all__ = ["ImagePlan", "PagesDone", "plan_image", "verify_image"]
 
 STEPPED_DOWN = "stepped-down"
 """The reason of a problem: there was room for less than what is configured."""
 
 PagesDone = Callable[[int, int], None]
 """Is told how many pages are done, and of how many."""
-
-
-def image_name(options: DumpOptions) -> str:
-    """Name of the file in the dump folder."""
-    return "vmcore.lz4" if options.codec == "lz4" else "vmcore"
 
 
 @dataclass

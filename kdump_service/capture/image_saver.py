@@ -24,7 +24,7 @@ from kdump_service.target.local import LocalDumpFolder, LocalFile, check_room, r
 from kdump_service.vmcore.reader import Vmcore
 
 if TYPE_CHECKING:
-    from kdump_service.dumpfile.sink import DumpWriter
+    from kdump_service.dumpfile.formats import DumpWriter
 
 __all__ = ["ImageSaver"]
 
@@ -135,7 +135,7 @@ class ImageSaver:
             record.image_parts = [ImagePart(**dataclasses.asdict(part)) for part in writer.parts()]
             return whole
 
-        self._write_file(engine.image_name(plan.options), write, verify)
+        self._write_file(plan.dump.format.file_name, write, verify)
 
     def _save_plain_copy(self) -> None:
         """What is left without the engine: the whole memory as it is."""

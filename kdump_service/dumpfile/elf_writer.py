@@ -17,23 +17,24 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdump_service.dumpfile.page_codec import EncodedPages, PageKind
+from kdump_service.dump_options import DumpOptions
+from kdump_service.dumpfile.formats import DumpWriter, Frames, Pass
+from kdump_service.dumpfile.page_codec import FILL, EncodedPages, PageKind
 from kdump_service.dumpfile.sink import FilePart, Sink
 from kdump_service.errors import BadVmcore, VerificationFailed
 from kdump_service.pfn import PfnBitmap, runs_of
 from kdump_service.vmcore import elf
 from kdump_service.vmcore.elf import ProgramHeader
+from kdump_service.vmcore.memory_image import MemoryImage
+from kdump_service.vmcore.virtual_loads import virtual_loads
 
-__all__ = ["FILL", "ElfPlan", "ElfWriter", "batches_of", "encode_raw", "filled_pages", "plan_elf"]
-
-FILL = -1
-"""In place of a run's first frame: pages of zeros that stand for nothing."""
+__all__ = ["ElfFormat", "ElfPlan", "ElfWriter", "batches_of", "encode_raw", "filled_pages", "plan_elf"]
 
 _BRIDGED_PAGES = 256
 """Gaps shorter than this are bridged, as makedumpfile does (PFN_EXCLUDED). A hole costs nothing where files
@@ -190,6 +191,42 @@ def encode_raw(
     return EncodedPages(kinds, np.where(stored, np.uint32(page_bytes), np.uint32(0)))
 
 
+class ElfFormat:
+    """An ELF core; see DumpFormat."""
+
+    file_name = "vmcore"
+    append_only = True
+
+    def __init__(self, image: MemoryImage, frames: Frames, page_bytes: int, options: DumpOptions) -> None:
+        self._kept = frames.kept
+        self.plan = plan_elf(
+            frames.kept,
+            page_bytes,
+            image.loads or virtual_loads(image, frames.existing),
+            image.note_segment,
+            image.machine,
+            image.byte_order,
+        )
+
+    @property
+    def head_bytes(self) -> int:
+        """See DumpFormat."""
+        return self.plan.data_offset
+
+    @property
+    def most_data_bytes(self) -> int | None:
+        """See DumpFormat."""
+        return len(self._kept) * self.plan.page_bytes
+
+    def encode(self, pages: memoryview, lost: NDArray[np.bool_], target: memoryview) -> EncodedPages:
+        """See DumpFormat."""
+        return encode_raw(pages, self.plan.page_bytes, lost, target)
+
+    def writer(self, sink: Sink, *, of_incomplete: bool = False) -> DumpWriter:
+        """See DumpFormat."""
+        return ElfWriter(sink, self.plan, self._kept, incomplete=of_incomplete)
+
+
 class ElfWriter:
     """Writes the head at once, and pages as they come, in the order of ``batches_of``.
 
@@ -198,9 +235,10 @@ class ElfWriter:
     header is final at once, and a file that was cut off is too short for it.
     """
 
-    def __init__(self, sink: Sink, plan: ElfPlan, *, incomplete: bool = False) -> None:
+    def __init__(self, sink: Sink, plan: ElfPlan, kept: PfnBitmap, *, incomplete: bool = False) -> None:
         """``incomplete``: what a header that cannot be replaced says, where that is known already."""
         self._sink = sink
+        self._kept = kept
         self._plan = plan
         self._end = plan.data_offset
         self._hash = hashlib.sha256()
@@ -209,6 +247,10 @@ class ElfWriter:
         if sink.rewritable:
             sink.set_size(plan.size_bytes)
         sink.write_at(0, plan.head(incomplete=self._incomplete))
+
+    def passes(self, vital: Iterable[PfnBitmap]) -> Iterator[Pass]:
+        """See DumpWriter. There is one: the order of pages is that of the segments."""
+        yield batches_of(self._plan, self._kept), lambda _, pages, data: self.write(pages, data)
 
     def write(self, pages: EncodedPages, data: memoryview) -> None:
         """Append pages that ``encode_raw`` made. Pages of zeros and lost ones become holes where the sink can

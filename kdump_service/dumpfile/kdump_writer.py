@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdump_service.dumpfile.identity import Identity
+from kdump_service.dump_options import DumpOptions
+from kdump_service.dumpfile.formats import DumpWriter, Frames, Pass
+from kdump_service.dumpfile.identity import Identity, identity_of
 from kdump_service.dumpfile.kdump_format import (
     HEADER_VERSION,
     PAGE_DESCRIPTOR,
@@ -25,24 +27,57 @@ from kdump_service.dumpfile.kdump_format import (
     SubHeader,
     pack_header,
 )
-from kdump_service.dumpfile.page_codec import FLAG_INCOMPLETE, EncodedPages, PageCodec, PageKind
+from kdump_service.dumpfile.page_codec import (
+    FLAG_INCOMPLETE,
+    EncodedPages,
+    PageCodec,
+    PageKind,
+    encode_pages,
+    page_codec,
+)
 from kdump_service.dumpfile.sink import FilePart, Sink
-from kdump_service.pfn import CHUNK_PAGES, PfnBitmap, running_counts
+from kdump_service.pfn import CHUNK_PAGES, PfnBitmap, running_counts, runs_of
+from kdump_service.vmcore.memory_image import MemoryImage
 
 Descriptors = np.ndarray[tuple[int], np.dtype[np.void]]
 
-__all__ = ["Frames", "KdumpWriter"]
+__all__ = ["KdumpFormat", "KdumpWriter"]
 
 _DESCRIPTORS_AT_ONCE = 16384
 """Kept back before they are written: 384 KiB."""
 
 
-class Frames(Protocol):
-    """Which frames there are, as engine.survey.Survey has them."""
+class KdumpFormat:
+    """A kdump-compressed file; see DumpFormat."""
 
-    level: int
-    existing: PfnBitmap
-    kept: PfnBitmap
+    file_name = "vmcore"
+    append_only = False
+
+    def __init__(self, image: MemoryImage, frames: Frames, page_bytes: int, options: DumpOptions) -> None:
+        self._codec = page_codec(options.codec, options.compression_level)
+        self._identity = identity_of(image)
+        self._frames = frames
+        self._page_bytes = page_bytes
+
+    @property
+    def head_bytes(self) -> int:
+        """See DumpFormat."""
+        frames = self._frames
+        notes = len(self._identity.notes)
+        return Layout(self._page_bytes, notes, frames.existing.end_pfn, len(frames.kept)).data_offset
+
+    @property
+    def most_data_bytes(self) -> int | None:
+        """See DumpFormat."""
+        return len(self._frames.kept) * self._page_bytes
+
+    def encode(self, pages: memoryview, lost: NDArray[np.bool_], target: memoryview) -> EncodedPages:
+        """See DumpFormat."""
+        return encode_pages(pages, self._page_bytes, lost, self._codec, target)
+
+    def writer(self, sink: Sink, *, of_incomplete: bool = False) -> DumpWriter:
+        """See DumpFormat. Headers come last where they cannot be rewritten."""
+        return KdumpWriter(sink, self._identity, self._frames, self._page_bytes, self._codec)
 
 
 class _PlacedPages(NamedTuple):
@@ -131,6 +166,14 @@ class KdumpWriter:
             self._write_head(incomplete=True)
         self._write_bitmap(layout.bitmaps_offset, existing)
         self._write_bitmap(layout.bitmaps_offset + layout.one_bitmap_bytes, kept)
+
+    def passes(self, vital: Iterable[PfnBitmap]) -> Iterator[Pass]:
+        """See DumpWriter: the vital parts, and then all else in order of the frames."""
+        done: list[PfnBitmap] = []
+        for part in vital:
+            done.append(part)
+            yield part.runs(), self.write_early
+        yield _other_runs(self._kept, done), self.write
 
     def write_early(self, runs: NDArray[np.int64], pages: EncodedPages, data: memoryview) -> None:
         """Write pages before their turn; only before the first call of :meth:`write`, whose calls then leave
@@ -286,3 +329,14 @@ def _numbers(runs: NDArray[np.int64]) -> NDArray[np.int64]:
     """Runs of numbers, one by one."""
     firsts, counts = runs.T
     return np.repeat(firsts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+
+
+def _other_runs(kept: PfnBitmap, vital: Sequence[PfnBitmap]) -> Iterator[NDArray[np.int64]]:
+    """Runs of the frames that are kept, and in no part of those that are vital."""
+    for chunk in range(kept.chunk_count):
+        parts = [part for part in vital if part.count(chunk)]
+        if kept.count(chunk) > sum(part.count(chunk) for part in parts):
+            bits = kept.bits(chunk)
+            for part in parts:
+                bits = bits & ~part.bits(chunk)
+            yield runs_of(bits, chunk * CHUNK_PAGES)

@@ -15,19 +15,22 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 
 import lz4.frame
 import numpy as np
 from numpy.typing import NDArray
 
-from kdump_service.dumpfile.elf_writer import ElfPlan, filled_pages
+from kdump_service.dumpfile.elf_writer import ElfFormat, ElfPlan, batches_of, filled_pages
+from kdump_service.dumpfile.formats import DumpWriter, Pass
 from kdump_service.dumpfile.page_codec import EncodedPages, PageKind
 from kdump_service.dumpfile.sink import FilePart, Sink
 from kdump_service.errors import BadVmcore, VerificationFailed
+from kdump_service.pfn import PfnBitmap
 from kdump_service.vmcore import elf
 from kdump_service.vmcore.reader import ByteSource
 
-__all__ = ["Lz4ElfWriter", "Lz4File", "encode_lz4_frame"]
+__all__ = ["Lz4ElfFormat", "Lz4ElfWriter", "Lz4File", "encode_lz4_frame"]
 
 _MAGIC = b"\x04\x22\x4d\x18"
 _SKIPPABLE_MAGIC = 0x184D2A50  # to 0x184d2a5f
@@ -95,11 +98,31 @@ def encode_lz4_frame(
     return EncodedPages(kinds, sizes)
 
 
+class Lz4ElfFormat(ElfFormat):
+    """An ELF core in LZ4 frames; see DumpFormat."""
+
+    file_name = "vmcore.lz4"
+
+    @property
+    def most_data_bytes(self) -> int | None:
+        """See DumpFormat. What a frame adds to pages that do not shrink is the library's business."""
+        return None
+
+    def encode(self, pages: memoryview, lost: NDArray[np.bool_], target: memoryview) -> EncodedPages:
+        """See DumpFormat."""
+        return encode_lz4_frame(pages, self.plan.page_bytes, lost, target)
+
+    def writer(self, sink: Sink, *, of_incomplete: bool = False) -> DumpWriter:
+        """See DumpFormat."""
+        return Lz4ElfWriter(sink, self.plan, self._kept, incomplete=of_incomplete)
+
+
 class Lz4ElfWriter:
     """Writes the head at once, and frames as they come; see ElfWriter."""
 
-    def __init__(self, sink: Sink, plan: ElfPlan, *, incomplete: bool = False) -> None:
+    def __init__(self, sink: Sink, plan: ElfPlan, kept: PfnBitmap, *, incomplete: bool = False) -> None:
         self._sink = sink
+        self._kept = kept
         self._plan = plan
         self._page_count = 0
         self._hash = hashlib.sha256()
@@ -108,6 +131,10 @@ class Lz4ElfWriter:
         head = memoryview(plan.head(incomplete=False))
         for start in range(elf.EHDR_BYTES, len(head), _HEAD_FRAME_BYTES):
             self._append(_frame(head[start : start + _HEAD_FRAME_BYTES]))
+
+    def passes(self, vital: Iterable[PfnBitmap]) -> Iterator[Pass]:
+        """See ElfWriter."""
+        yield batches_of(self._plan, self._kept), lambda _, pages, data: self.write(pages, data)
 
     def write(self, pages: EncodedPages, data: memoryview) -> None:
         """Append a frame that ``encode_lz4_frame`` made. Pages without one are lost, and become zeros."""

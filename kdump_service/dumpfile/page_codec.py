@@ -16,6 +16,7 @@ from kdump_service.dump_options import COMPRESSION_LEVELS
 from kdump_service.errors import BadVmcore
 
 __all__ = [
+    "FILL",
     "EncodedPages",
     "PageCodec",
     "PageKind",
@@ -26,6 +27,9 @@ __all__ = [
 
 # Flags of a page descriptor and of the header's status (diskdump_mod.h of makedumpfile).
 FLAG_ZLIB, FLAG_LZO, FLAG_SNAPPY, FLAG_INCOMPLETE, FLAG_EXCLUDED_VMEMMAP, FLAG_ZSTD = 1, 2, 4, 8, 16, 32
+
+FILL = -1
+"""In place of a run's first frame: pages of zeros that stand for nothing."""
 
 _MOST_ZSTD_WINDOW_BYTES = 8 << 20
 """What a frame that does not say how much it holds may ask for: as RFC 8878, 3.1.1.1.2, and level 19."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["DumpWriter", "FilePart", "ReadableSink", "Sink"]
+__all__ = ["FilePart", "ReadableSink", "Sink"]
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,3 @@ class ReadableSink(Sink, Protocol):
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Read back; fewer bytes only at the end of the file."""
-
-
-class DumpWriter(Protocol):
-    """A dump format, being written."""
-
-    def flush(self) -> None:
-        """Put all that was given into the sink, so that it can be read back."""
-
-    def finish(self, *, complete: bool) -> None:
-        """Write what is left, and say in the file whether it is whole. Before, it says that it is not."""
-
-    def parts(self) -> list[FilePart]:
-        """The integrity manifest: the file's parts, hashed while they were written."""

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kdump_service.dumpfile.elf_writer import FILL
-from kdump_service.dumpfile.page_codec import EncodedPages, PageKind
+from kdump_service.dumpfile.page_codec import FILL, EncodedPages, PageKind
 from kdump_service.engine.workers import WorkerPool
 from kdump_service.errors import BadVmcore
 from kdump_service.vmcore.page_source import PageSource
@@ -69,9 +68,8 @@ class EncodedBatch(NamedTuple):
     """May be used until the next batch is asked for."""
 
 
-Encoder = Callable[[memoryview, NDArray[np.bool_], memoryview], tuple[EncodedPages, int]]
-"""Takes pages, a mask of those that are lost, and where to put the result; gives what became of each page,
-and how many bytes the result has."""
+Encoder = Callable[[memoryview, NDArray[np.bool_], memoryview], EncodedPages]
+"""As DumpFormat.encode."""
 
 
 def batches(runs: Iterable[NDArray[np.int64]], most_pages: int) -> Iterator[Batch]:
@@ -162,8 +160,8 @@ class PageStream:
             else:
                 self._read(pfn, length, part, lost[position : position + length])
             position += length
-        encoded, written = self._encoder(pages, lost, slot)
-        return _HEAD.pack(written) + encoded.kinds.tobytes() + encoded.sizes.tobytes()
+        encoded = self._encoder(pages, lost, slot)
+        return _HEAD.pack(int(encoded.sizes.sum())) + encoded.kinds.tobytes() + encoded.sizes.tobytes()
 
     def _read(self, pfn: int, count: int, target: memoryview, lost: NDArray[np.bool_]) -> None:
         try:

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdump_service.engine.processors import processor_memory
 from kdump_service.errors import BadVmcore
-from kdump_service.pfn import CHUNK_PAGES, PfnBitmap, chunks_of, fill_range, runs_of
+from kdump_service.pfn import CHUNK_PAGES, PfnBitmap, chunks_of, fill_range
 from kdump_service.vmcore.address_space import AddressSpace
 from kdump_service.vmcore.memory_image import MemoryImage
 from kdump_service.vmcore.virtual_loads import kernel_mapping
 
-__all__ = ["other_runs", "vital_parts"]
+__all__ = ["vital_parts"]
 
 _MOST_TABLES = 8192
 """32 MiB with pages of 4 KiB. A kernel that maps its memory by huge pages has some hundreds."""
@@ -91,14 +90,3 @@ def _tops(existing: PfnBitmap, pages: int) -> Iterator[tuple[int, int]]:
     longest = sorted(joined, key=lambda each: each[0] - each[1])[:_MOST_RANGES]
     for first, end in longest:
         yield max(first, end - pages), end
-
-
-def other_runs(kept: PfnBitmap, vital: Sequence[PfnBitmap]) -> Iterator[NDArray[np.int64]]:
-    """Runs of the frames that are kept, and in no part of those that are vital."""
-    for chunk in range(kept.chunk_count):
-        parts = [part for part in vital if part.count(chunk)]
-        if kept.count(chunk) > sum(part.count(chunk) for part in parts):
-            bits = kept.bits(chunk)
-            for part in parts:
-                bits = bits & ~part.bits(chunk)
-            yield runs_of(bits, chunk * CHUNK_PAGES)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdump_service.dumpfile.elf_writer import FILL, ElfPlan, ElfWriter, batches_of, encode_raw, plan_elf
+from kdump_service.dumpfile.elf_writer import ElfPlan, ElfWriter, batches_of, encode_raw, plan_elf
 from kdump_service.dumpfile.kdump_writer import KdumpWriter
 from kdump_service.dumpfile.lz4_file import Lz4ElfWriter
-from kdump_service.dumpfile.page_codec import EncodedPages
+from kdump_service.dumpfile.page_codec import FILL, EncodedPages
 from kdump_service.dumpfile.sink import Sink
 from kdump_service.pfn import CHUNK_PAGES, PfnBitmap, chunks_of
 from kdump_service.vmcore.page_source import ElfPages, PageSource

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from kdump_service.dumpfile.elf_writer import FILL, MOST_HEADERS, ElfWriter, batches_of, plan_elf
+from kdump_service.dumpfile.elf_writer import MOST_HEADERS, ElfWriter, batches_of, plan_elf
 from kdump_service.dumpfile.flattened import StreamSink
+from kdump_service.dumpfile.page_codec import FILL
 from kdump_service.errors import BadVmcore, VerificationFailed
 from kdump_service.pfn import CHUNK_PAGES, PfnBitmap
 from kdump_service.vmcore.elf import PT_LOAD, ProgramHeader
@@ -36,7 +37,7 @@ from tests.unit.dumpfile.small_core import (
 def _dump(source: Path, pages: Iterable[int], target: Path) -> Path:
     with Vmcore(source) as core:
         plan, kept = plan_of(core, pages)
-        write_elf(ElfWriter(FileSink(target), plan), core, plan, kept)
+        write_elf(ElfWriter(FileSink(target), plan, kept), core, plan, kept)
     return target
 
 
@@ -114,7 +115,7 @@ def test_zeros_and_lost_pages_are_not_written(source: Path, tmp_path: Path) -> N
     with Vmcore(source) as core:
         plan, kept = plan_of(core, KEPT)
         sink = FileSink(tmp_path / "dump")
-        writer = ElfWriter(sink, plan)
+        writer = ElfWriter(sink, plan, kept)
         write_pages(writer, ElfPages(core), batches_of(plan, kept), lost={0x405})
         writer.finish(complete=True)
     pages = sum(length for offset, length in sink.written if offset >= plan.data_offset)
@@ -245,7 +246,7 @@ def test_a_dump_that_is_cut_off_opens(source: Path, tmp_path: Path) -> None:
         for calls in itertools.count(2):  # the length and the headers
             sink = FileSink(target, calls)
             try:
-                write_elf(ElfWriter(sink, plan), core, plan, kept)
+                write_elf(ElfWriter(sink, plan, kept), core, plan, kept)
                 break
             except SinkFull:
                 pass
@@ -281,14 +282,14 @@ def test_a_stream_gets_the_same_bytes(source: Path, tmp_path: Path) -> None:
     stream = io.BytesIO()
     with Vmcore(source) as core:
         plan, kept = plan_of(core, KEPT)
-        write_elf(ElfWriter(StreamSink(stream), plan), core, plan, kept)
+        write_elf(ElfWriter(StreamSink(stream), plan, kept), core, plan, kept)
     assert stream.getvalue() == dump.read_bytes()
 
 
 def test_manifest(source: Path, tmp_path: Path) -> None:
     with Vmcore(source) as core:
         plan, kept = plan_of(core, KEPT)
-        writer = ElfWriter(FileSink(tmp_path / "dump"), plan)
+        writer = ElfWriter(FileSink(tmp_path / "dump"), plan, kept)
         write_elf(writer, core, plan, kept)
     content = (tmp_path / "dump").read_bytes()
     position = 0
@@ -302,7 +303,7 @@ def test_manifest(source: Path, tmp_path: Path) -> None:
 def test_what_has_not_all_pages_is_not_complete(source: Path, tmp_path: Path) -> None:
     with Vmcore(source) as core:
         plan, kept = plan_of(core, KEPT)
-        writer = ElfWriter(FileSink(tmp_path / "dump"), plan)
+        writer = ElfWriter(FileSink(tmp_path / "dump"), plan, kept)
         write_pages(writer, ElfPages(core), [next(iter(batches_of(plan, kept)))[:1]])
     with pytest.raises(VerificationFailed, match="the file ends at"):
         writer.finish(complete=True)

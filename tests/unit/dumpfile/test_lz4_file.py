@@ -47,7 +47,7 @@ def _source(tmp_path: Path) -> Path:
 def _write(source: Path, sink: Sink) -> ElfPlan:
     with Vmcore(source) as core:
         plan, kept = plan_of(core, KEPT)
-        write_elf(Lz4ElfWriter(sink, plan), core, plan, kept, encode_lz4_frame)
+        write_elf(Lz4ElfWriter(sink, plan, kept), core, plan, kept, encode_lz4_frame)
     return plan
 
 
@@ -61,7 +61,7 @@ def _frames(source: Path, tmp_path: Path) -> Path:
 def _plain(source: Path, tmp_path: Path) -> bytes:
     with Vmcore(source) as core:
         plan, kept = plan_of(core, KEPT)
-        write_elf(ElfWriter(FileSink(tmp_path / "dump"), plan), core, plan, kept)
+        write_elf(ElfWriter(FileSink(tmp_path / "dump"), plan, kept), core, plan, kept)
     return (tmp_path / "dump").read_bytes()
 
 
@@ -161,7 +161,7 @@ def test_a_capture_that_ends_early_leaves_what_it_wrote(source: Path, tmp_path: 
 def test_lost_pages_become_zeros(source: Path, tmp_path: Path) -> None:
     with Vmcore(source) as core:
         plan, kept = plan_of(core, KEPT)
-        writer = Lz4ElfWriter(FileSink(tmp_path / "dump"), plan)
+        writer = Lz4ElfWriter(FileSink(tmp_path / "dump"), plan, kept)
         first, second = batches_of(plan, kept)
         write_pages(writer, ElfPages(core), [first], encode_lz4_frame, lost={0x101})
         with pytest.raises(VerificationFailed, match="pages, not"):
@@ -205,7 +205,7 @@ def test_encoded_sizes_add_up() -> None:
 def test_manifest(source: Path, tmp_path: Path) -> None:
     with Vmcore(source) as core:
         plan, kept = plan_of(core, KEPT)
-        writer = Lz4ElfWriter(FileSink(tmp_path / "dump"), plan)
+        writer = Lz4ElfWriter(FileSink(tmp_path / "dump"), plan, kept)
         write_elf(writer, core, plan, kept, encode_lz4_frame)
     content = (tmp_path / "dump").read_bytes()
     hashes = [

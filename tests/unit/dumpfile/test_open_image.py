@@ -17,12 +17,13 @@ import zstandard
 
 from kdump_service.dumpfile.elf_writer import ElfWriter, batches_of
 from kdump_service.dumpfile.flattened import FlattenedSink
+from kdump_service.dumpfile.formats import DumpWriter
 from kdump_service.dumpfile.identity import Identity
 from kdump_service.dumpfile.kdump_writer import KdumpWriter
 from kdump_service.dumpfile.lz4_file import Lz4ElfWriter, encode_lz4_frame
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.dumpfile.page_codec import page_codec
-from kdump_service.dumpfile.sink import DumpWriter, Sink
+from kdump_service.dumpfile.sink import Sink
 from kdump_service.errors import BadVmcore
 from kdump_service.pfn import PfnBitmap
 from kdump_service.vmcore.page_source import ElfPages
@@ -51,10 +52,10 @@ def _write(source: Path, kind: str, sink: Sink, *, complete: bool = True, end_pf
             writer = KdumpWriter(sink, identity, frames, PAGE, page_codec("none"))
             write_pages(writer, pages, kept.runs())
         elif kind == "lz4":
-            writer = Lz4ElfWriter(sink, plan)
+            writer = Lz4ElfWriter(sink, plan, kept)
             write_pages(writer, pages, batches_of(plan, kept), encode_lz4_frame)
         else:
-            writer = ElfWriter(sink, plan)
+            writer = ElfWriter(sink, plan, kept)
             write_pages(writer, pages, batches_of(plan, kept))
         writer.finish(complete=complete)
 

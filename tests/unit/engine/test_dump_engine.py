@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kdump_service.dump_options import DumpOptions
-from kdump_service.dumpfile.elf_writer import FILL
 from kdump_service.dumpfile.identity import identity_of
 from kdump_service.dumpfile.kdump_reader import KdumpFile
 from kdump_service.dumpfile.open_image import open_image
-from kdump_service.dumpfile.page_codec import EncodedPages, PageKind, encode_pages, page_codec
+from kdump_service.dumpfile.page_codec import FILL, EncodedPages, PageKind, encode_pages, page_codec
 from kdump_service.engine import page_stream, vital
 from kdump_service.engine.dump import Dump
 from kdump_service.engine.file_sink import FileSink
@@ -80,9 +79,8 @@ def test_halves_have_the_same_frames(runs: list[tuple[int, int]]) -> None:
 
 def _raw(
     pages: memoryview, lost: NDArray[np.bool_], target: memoryview, page_bytes: int = 4096
-) -> tuple[EncodedPages, int]:
-    encoded = encode_pages(pages, page_bytes, lost, page_codec("none"), target)
-    return encoded, int(encoded.sizes.sum())
+) -> EncodedPages:
+    return encode_pages(pages, page_bytes, lost, page_codec("none"), target)
 
 
 def _read(source: PageSource, runs: list[tuple[int, int]], workers: int = 2) -> tuple[dict[int, bytes], int]:
@@ -295,7 +293,7 @@ def test_prediction(
     dump.write(sink).finish(complete=True)
     sink.commit()
     # The zero page of a kdump-compressed file, the slot of LZ4 frames.
-    real = dump.head_bytes + dump.written.data_bytes + made.page_bytes
+    real = dump.format.head_bytes + dump.written.data_bytes + made.page_bytes
     assert predicted.expected_bytes == pytest.approx(real, rel=0.25)
     assert predicted.expected_bytes <= predicted.at_most_bytes
     assert real <= predicted.at_most_bytes * 1.05
@@ -317,7 +315,7 @@ def test_where_there_is_room_for_all_no_sample_is_needed(
     def predicted(room_bytes: int) -> Prediction:
         return dump.predict_bytes(lambda done, total: sampled.append(done), room_bytes=room_bytes)
 
-    most = dump.head_bytes + 16 * MIB
+    most = dump.format.head_bytes + 16 * MIB
     told = predicted(most)
     if compression != "lz4":
         assert (told.expected_bytes, told.at_most_bytes, sampled) == (most, most, [])
@@ -333,7 +331,7 @@ def test_prediction_of_nothing() -> None:
     image = ImageOfMachine(Machine(memory=SMALL))
     source = PagesOfMachine(image, missing=range(0x100, 0x2000))
     dump = Dump(image, source, survey_everything(source), DumpOptions(0))
-    assert dump.predict_bytes().at_most_bytes == dump.head_bytes
+    assert dump.predict_bytes().at_most_bytes == dump.format.head_bytes
 
 
 # What the headers say

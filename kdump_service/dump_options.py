@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kdump_service.errors import ConfigError
 
-__all__ = ["COMPRESSIONS_OF", "COMPRESSION_LEVELS", "CONTENTS", "MOST_LEVEL", "DumpOptions"]
+__all__ = ["COMPRESSIONS_OF", "COMPRESSION_LEVELS", "CONTENTS", "DUMP_FORMATS", "MOST_LEVEL", "DumpOptions"]
 
 MOST_LEVEL = 31
 """All bits of a dump level (makedumpfile(8), -d): 1 pages of zeros, 2 page cache without private data, 4 all
@@ -17,8 +17,15 @@ CONTENTS: dict[str, int | None] = {"log": None, "kernel": MOST_LEVEL, "user": 23
 """``Contents=`` as dump levels: the kernel's log alone; what the kernel uses; that and the memory of
 processes; all."""
 
-COMPRESSIONS_OF = {"kdump": ("zstd", "zlib", "none"), "elf": ("none", "lz4")}
+COMPRESSIONS_OF = {
+    "kdump": ("zstd", "zlib", "none"),
+    "elf": ("none", "lz4"),
+    "flattened": ("zstd", "zlib", "none"),
+}
 """Formats, and how each can be compressed: its default first."""
+
+DUMP_FORMATS = ("kdump", "elf")
+"""Those in which dumps are saved; ``flattened`` is for pipes."""
 
 COMPRESSION_LEVELS = {"zstd": (-7, 19, -1), "zlib": (1, 9, 1), "lz4": (0, 0, 0), "none": (0, 0, 0)}
 """Lowest, highest and default level."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from kdump_service.dump_options import COMPRESSION_LEVELS, COMPRESSIONS_OF, CONTENTS, MOST_LEVEL
+from kdump_service.dump_options import COMPRESSION_LEVELS, COMPRESSIONS_OF, CONTENTS, DUMP_FORMATS, MOST_LEVEL
 from kdump_service.quantity import parse_bytes, parse_seconds
 
 __all__ = ["SETTINGS", "SETTINGS_BY_KEY", "Setting", "example_file"]
@@ -172,7 +172,7 @@ SETTINGS: tuple[Setting, ...] = (
             "What to leave out, as makedumpfile -d counts it; instead of Contents=. Sum of: 1 zeros, 2 page "
             "cache without private data, 4 all page cache, 8 memory of processes, 16 free memory. "
             "-1: Contents= decides.", signature="i"),
-    _words("Dump", "Format", "format", "kdump", tuple(COMPRESSIONS_OF),
+    _words("Dump", "Format", "format", "kdump", DUMP_FORMATS,
            "kdump: each page compressed, opens in crash and drgn. elf: opens in crash, drgn and gdb."),
     _words("Dump", "Compression", "compression", "auto", ("auto", *_COMPRESSIONS),
            "With Format=kdump: zstd (auto), zlib, none. With Format=elf: none (auto), or lz4, to be "

@@ -26,8 +26,6 @@ __all__ = ["VERBS", "add_json", "add_parsers", "means_stored_dump", "run"]
 
 VERBS = ("convert", "inspect", "log")
 
-_FORMATS = (*COMPRESSIONS_OF, "flattened")
-
 
 def add_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The command lines of these verbs."""
@@ -40,7 +38,7 @@ def add_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     what.add_argument(
         "--level", type=int, metavar="N", help=f"what to leave out, 0 to {MOST_LEVEL}, as makedumpfile -d"
     )
-    convert.add_argument("--format", choices=_FORMATS, default="kdump")
+    convert.add_argument("--format", choices=tuple(COMPRESSIONS_OF), default="kdump")
     compressions = sorted({name for names in COMPRESSIONS_OF.values() for name in names})
     convert.add_argument("--compression", choices=("auto", *compressions), default="auto")
     convert.add_argument("--compression-level", type=int, metavar="N")
@@ -105,7 +103,7 @@ def _options(arguments: argparse.Namespace) -> DumpOptions:
     threads = default_threads() if arguments.threads is None else arguments.threads
     options = DumpOptions(
         level=level,
-        format="kdump" if arguments.format == "flattened" else arguments.format,
+        format=arguments.format,
         compression=arguments.compression,
         compression_level=arguments.compression_level,
         threads=threads,
@@ -118,7 +116,6 @@ def _convert(arguments: argparse.Namespace) -> int:
     from kdump_service.engine.convert import convert_file, convert_to_stream  # noqa: PLC0415  (numpy)
 
     options = _options(arguments)
-    flattened = arguments.format == "flattened"
     progress = ProgressLine()
     began = time.monotonic()
     to_stdout = str(arguments.target) == "-"
@@ -126,20 +123,12 @@ def _convert(arguments: argparse.Namespace) -> int:
         if to_stdout:
             if sys.stdout.isatty():
                 raise ConfigError("a dump is not written to a terminal", "Redirect standard output.")
-            if options.format == "kdump" and not flattened:
-                raise ConfigError(
-                    "a kdump-compressed file cannot be written to a pipe",
-                    "Use --format flattened or --format elf.",
-                )
-            result = convert_to_stream(
-                arguments.source, sys.stdout.buffer, options, flattened=flattened, progress=progress
-            )
+            result = convert_to_stream(arguments.source, sys.stdout.buffer, options, progress=progress)
         else:
             result = convert_file(
                 arguments.source,
                 arguments.target,
                 options,
-                flattened=flattened,
                 verify_every_page=arguments.verify,
                 replace=arguments.force,
                 progress=progress,

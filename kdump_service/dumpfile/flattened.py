@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Dumps for what can only be appended to: makedumpfile's flattened format, and plain streams.
+"""Read makedumpfile's flattened format, in which a dump can be written to what is only appended to.
 
 Layout (makedumpfile.h, struct makedumpfile_header and makedumpfile_data_header): a block of 4096 bytes with
 the signature; then records, each an offset and a number of bytes, big-endian, and so many bytes that belong
@@ -9,121 +9,49 @@ file of it, and crash and drgn read it as it is.
 
 from __future__ import annotations
 
-import errno
 import heapq
 import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import BinaryIO
 
 import numpy as np
 
 from kdump_service.errors import BadVmcore
 from kdump_service.vmcore.reader import ByteSource
 
-__all__ = ["FLATTENED_SIGNATURE", "FlattenedFile", "FlattenedSink", "StreamSink"]
+__all__ = ["END", "FLATTENED_SIGNATURE", "HEADER_BLOCK", "RECORD", "FlattenedFile"]
 
 FLATTENED_SIGNATURE = b"makedumpfile\0\0\0\0"
 _HEADER = struct.Struct(">16sqq")  # signature, type, version
 _HEADER_BLOCK_BYTES = 4096  # MAX_SIZE_MDF_HEADER
 _TYPE, _VERSION = 1, 1
-_RECORD = struct.Struct(">qq")  # offset, bytes
-_END = (-1, -1)
+HEADER_BLOCK = _HEADER.pack(FLATTENED_SIGNATURE, _TYPE, _VERSION).ljust(_HEADER_BLOCK_BYTES, b"\0")
+"""The first bytes of a flattened file."""
+RECORD = struct.Struct(">qq")
+"""What stands before the bytes of a record: their offset, and how many they are."""
+END = (-1, -1)
+"""The last record."""
 
 _MOST_RECORDS = 1 << 24
 """1 TiB in records of 64 KiB, which makedumpfile writes. The index takes 24 bytes for each."""
 _MOST_SIZE_BYTES = 1 << 62
-_ZEROS = bytes(1 << 20)
-
-
-class FlattenedSink:
-    """A Sink that writes the flattened format to a stream.
-
-    No byte is written twice: crash's reader does not say which of two records it takes.
-    """
-
-    rewritable = False
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._size_bytes = 0
-        self._written_to = 0
-        _write_all(
-            stream, _HEADER.pack(FLATTENED_SIGNATURE, _TYPE, _VERSION).ljust(_HEADER_BLOCK_BYTES, b"\0")
-        )
-
-    def reserve(self, size_bytes: int) -> None:
-        """See Sink. A stream has no room of its own."""
-
-    def write_at(self, offset: int, data: bytes | memoryview) -> None:
-        """Append a record."""
-        if len(data):
-            _write_all(self._stream, _RECORD.pack(offset, len(data)))
-            _write_all(self._stream, data)
-            self._written_to = max(self._written_to, offset + len(data))
-
-    def set_size(self, size_bytes: int) -> None:
-        """See Sink. The length is fixed when this is closed."""
-        self._size_bytes = size_bytes
-
-    def close(self) -> None:
-        """Write the end record. The stream stays open."""
-        if self._size_bytes > self._written_to:
-            # The format has no length: a last byte makes it, and holds what reads behind the last record.
-            self.write_at(self._size_bytes - 1, b"\0")
-        _write_all(self._stream, _RECORD.pack(*_END))
-        self._stream.flush()
-
-
-class StreamSink:
-    """A Sink that writes the bytes as they are to a stream, in order only; what is left out becomes zeros."""
-
-    rewritable = False
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._end = 0
-
-    def reserve(self, size_bytes: int) -> None:
-        """See Sink. A stream has no room of its own."""
-
-    def write_at(self, offset: int, data: bytes | memoryview) -> None:
-        """Append. Raises ValueError for what should have been written before."""
-        if offset < self._end:
-            raise ValueError(f"a stream at {self._end} cannot be written at {offset}")
-        self.set_size(offset)
-        _write_all(self._stream, data)
-        self._end += len(data)
-
-    def set_size(self, size_bytes: int) -> None:
-        """Append zeros up to this length."""
-        while self._end < size_bytes:
-            part = memoryview(_ZEROS)[: size_bytes - self._end]
-            _write_all(self._stream, part)
-            self._end += len(part)
-
-    def close(self) -> None:
-        """Nothing is kept back. The stream stays open."""
-        self._stream.flush()
 
 
 class FlattenedFile:
-    """The content of a flattened file; a ByteSource."""
+    """The content of a flattened file, also of one whose end is missing, as far as it goes; a ByteSource."""
 
-    def __init__(self, file: ByteSource, *, truncated_ok: bool = False) -> None:
-        """Takes the file over once it is indexed. Raises OSError or BadVmcore.
-
-        ``truncated_ok``: read what there is of a file whose end is missing.
-        """
+    def __init__(self, file: ByteSource) -> None:
+        """Takes the file over once it is indexed. Raises OSError or BadVmcore."""
         self._file = file
         self.stored_bytes = file.stored_bytes  # records hold the content as it is
         self.truncated = False
         """Whether the end record is missing."""
+        self._first = b""
         self._starts, self._ends, self._places = array("Q"), array("Q"), array("Q")
         """Pieces of the content in order, and where they stand in the file."""
         _check_header(file.read(0, _HEADER.size))
-        starts, lengths, places = self._records(truncated_ok)
+        starts, lengths, places = self._records()
         self.size_bytes = 0
         """Length of the content."""
         for start, end, place in _pieces(starts, lengths, places):
@@ -136,6 +64,9 @@ class FlattenedFile:
         """Copy out bytes of the content; fewer only at its end. Raises OSError or BadVmcore."""
         parts = []
         end = min(offset + length, self.size_bytes)
+        if offset < min(len(self._first), end):
+            parts.append(self._first[offset:end])
+            offset += len(parts[0])
         index = max(bisect_right(self._starts, offset) - 1, 0)
         while offset < end:
             # The last piece ends where the content does, so there is always a next one.
@@ -155,27 +86,31 @@ class FlattenedFile:
             offset += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def put_back(self, first: bytes) -> None:
+        """Have the content begin with these bytes, which were not written yet when the file was cut off."""
+        self._first = first
+
     def close(self) -> None:
         """Done with it."""
         self._file.close()
 
-    def _records(self, truncated_ok: bool) -> tuple[array[int], array[int], array[int]]:
+    def _records(self) -> tuple[array[int], array[int], array[int]]:
         """Start and length in the content, and place in the file, of each record."""
         starts, lengths, places = array("Q"), array("Q"), array("Q")
         position = _HEADER_BLOCK_BYTES
         while True:
-            record = self._file.read(position, _RECORD.size)
-            if len(record) < _RECORD.size:
+            record = self._file.read(position, RECORD.size)
+            if len(record) < RECORD.size:
                 self.truncated = True
                 break
-            start, length = _RECORD.unpack(record)
-            if (start, length) == _END:
+            start, length = RECORD.unpack(record)
+            if (start, length) == END:
                 break
             if start < 0 or length <= 0 or start + length > _MOST_SIZE_BYTES:
                 raise BadVmcore(
                     f"the record at offset {position:#x} claims {length} bytes for offset {start}"
                 )
-            position += _RECORD.size
+            position += RECORD.size
             if position + length > self._file.size_bytes:
                 self.truncated = True
                 length = max(self._file.size_bytes - position, 0)
@@ -186,10 +121,6 @@ class FlattenedFile:
                 lengths.append(length)
                 places.append(position)
             position += length
-        if self.truncated and not truncated_ok:
-            raise BadVmcore(
-                f"is truncated: it ends at offset {self._file.size_bytes:#x} without an end record"
-            )
         return starts, lengths, places
 
 
@@ -230,13 +161,3 @@ def _pieces(starts: array[int], lengths: array[int], places: array[int]) -> Iter
         yield from pieces_to(starts[number])
         heapq.heappush(covering, (-number, starts[number] + lengths[number]))
     yield from pieces_to(_MOST_SIZE_BYTES)
-
-
-def _write_all(stream: BinaryIO, data: bytes | memoryview) -> None:
-    """Write also to a stream that takes only a part at a time, as one without a buffer does."""
-    view = memoryview(data)
-    while view:
-        written = stream.write(view)
-        if not written:
-            raise BlockingIOError(errno.EAGAIN, "the stream takes nothing at this moment")
-        view = view[written:]

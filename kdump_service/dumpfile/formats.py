@@ -84,6 +84,7 @@ _MODULES = {  # imported when they are used: not each has its library everywhere
     "kdump": ("kdump_writer", "KdumpFormat"),
     "elf": ("elf_writer", "ElfFormat"),
     "elf+lz4": ("lz4_file", "Lz4ElfFormat"),
+    "flattened": ("flattened_writer", "FlattenedFormat"),
 }
 
 

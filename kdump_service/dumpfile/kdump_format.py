@@ -19,6 +19,8 @@ from kdump_service.errors import BadVmcore
 __all__ = [
     "PAGE_DESCRIPTOR",
     "SIGNATURE",
+    "STATUS",
+    "STATUS_OFFSET",
     "Header",
     "Layout",
     "SubHeader",
@@ -36,6 +38,9 @@ UTS_NAME_BYTES = 65  # __NEW_UTS_LEN + 1, include/uapi/linux/utsname.h
 # current_cpu, nr_cpus
 _HEADER = "8si390s6xqqIiiIIIIIIi"
 HEADER_BYTES = struct.calcsize("<" + _HEADER)
+STATUS = struct.Struct("<I")
+STATUS_OFFSET = struct.calcsize("<8si390s6xqq")
+"""Where the status stands, which says whether the file is whole."""
 # struct kdump_sub_header: phys_base, dump_level, split, start_pfn, end_pfn, offset_vmcoreinfo,
 # size_vmcoreinfo, offset_note, size_note, offset_eraseinfo, size_eraseinfo, start_pfn_64, end_pfn_64,
 # max_mapnr_64

@@ -3,7 +3,8 @@
 
 A file that ends at any point of the writing still opens: the headers that say that it is incomplete and the
 bitmaps stand first, and a page's descriptor is written after the page. A descriptor that was never written is
-a page that was lost.
+a page that was lost. Where bytes cannot be replaced, all is written once: descriptors of early pages before
+the others, and the status in the header, which says whether the file is whole, last.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from kdump_service.dumpfile.identity import Identity, identity_of
 from kdump_service.dumpfile.kdump_format import (
     HEADER_VERSION,
     PAGE_DESCRIPTOR,
+    STATUS,
+    STATUS_OFFSET,
     Header,
     Layout,
     SubHeader,
@@ -45,6 +48,8 @@ __all__ = ["KdumpFormat", "KdumpWriter"]
 
 _DESCRIPTORS_AT_ONCE = 16384
 """Kept back before they are written: 384 KiB."""
+_DESCRIPTORS_AT_ONCE_APPENDED = 1024
+"""The same where there is no room for them that was reserved: what is cut off lacks these."""
 
 
 class KdumpFormat:
@@ -54,30 +59,29 @@ class KdumpFormat:
     append_only = False
 
     def __init__(self, image: MemoryImage, frames: Frames, page_bytes: int, options: DumpOptions) -> None:
-        self._codec = page_codec(options.codec, options.compression_level)
-        self._identity = identity_of(image)
-        self._frames = frames
-        self._page_bytes = page_bytes
+        self.codec = page_codec(options.codec, options.compression_level)
+        self.identity = identity_of(image)
+        self.frames = frames
+        self.page_bytes = page_bytes
 
     @property
     def head_bytes(self) -> int:
         """See DumpFormat."""
-        frames = self._frames
-        notes = len(self._identity.notes)
-        return Layout(self._page_bytes, notes, frames.existing.end_pfn, len(frames.kept)).data_offset
+        frames, notes = self.frames, len(self.identity.notes)
+        return Layout(self.page_bytes, notes, frames.existing.end_pfn, len(frames.kept)).data_offset
 
     @property
     def most_data_bytes(self) -> int | None:
         """See DumpFormat."""
-        return len(self._frames.kept) * self._page_bytes
+        return len(self.frames.kept) * self.page_bytes
 
     def encode(self, pages: memoryview, lost: NDArray[np.bool_], target: memoryview) -> EncodedPages:
         """See DumpFormat."""
-        return encode_pages(pages, self._page_bytes, lost, self._codec, target)
+        return encode_pages(pages, self.page_bytes, lost, self.codec, target)
 
     def writer(self, sink: Sink, *, of_incomplete: bool = False) -> DumpWriter:
-        """See DumpFormat. Headers come last where they cannot be rewritten."""
-        return KdumpWriter(sink, self._identity, self._frames, self._page_bytes, self._codec)
+        """See DumpFormat."""
+        return KdumpWriter(sink, self.identity, self.frames, self.page_bytes, self.codec)
 
 
 class _PlacedPages(NamedTuple):
@@ -158,12 +162,17 @@ class KdumpWriter:
         """Those that came in their turn and were not described yet."""
         self._described = 0
         """Descriptors that were written for good, from the first on."""
+        self._at_once = _DESCRIPTORS_AT_ONCE if sink.rewritable else _DESCRIPTORS_AT_ONCE_APPENDED
         self._zero_page_offset = 0
         self._end = layout.data_offset
         self._incomplete = True
         sink.reserve(layout.data_offset)
+        head = self._head(incomplete=True)
         if sink.rewritable:
-            self._write_head(incomplete=True)
+            sink.write_at(0, head)
+        else:
+            sink.write_at(0, head[:STATUS_OFFSET])
+            sink.write_at(STATUS_OFFSET + STATUS.size, head[STATUS_OFFSET + STATUS.size :])
         self._write_bitmap(layout.bitmaps_offset, existing)
         self._write_bitmap(layout.bitmaps_offset + layout.one_bitmap_bytes, kept)
 
@@ -181,7 +190,7 @@ class KdumpWriter:
         placed = self._place(runs, pages, data)
         heapq.heappush(self._early, (placed.first, placed.start, placed))
         self._new_early.append(placed)
-        if sum(len(each.pages.kinds) for each in self._new_early) >= _DESCRIPTORS_AT_ONCE:
+        if sum(len(each.pages.kinds) for each in self._new_early) >= self._at_once:
             self._describe_early()
 
     def write(self, runs: NDArray[np.int64], pages: EncodedPages, data: memoryview) -> None:
@@ -193,7 +202,7 @@ class KdumpWriter:
             self._describe_early()
         placed = self._place(runs, pages, data)
         self._pending.append(placed)
-        if placed.end - self._described >= _DESCRIPTORS_AT_ONCE:
+        if placed.end - self._described >= self._at_once:
             self._describe(placed.end)
 
     def _place(self, runs: NDArray[np.int64], pages: EncodedPages, data: memoryview) -> _PlacedPages:
@@ -221,15 +230,18 @@ class KdumpWriter:
         return _numbers(runs), descriptors
 
     def _describe_early(self) -> None:
-        """So that they are known from now on; they are written once more when it is their turn."""
-        if self._sink.rewritable:
-            _, descriptors = self._descriptors(self._new_early)
-            done = 0
-            for first, count in np.concatenate([placed.number_runs for placed in self._new_early]).tolist():
-                offset = self.layout.descriptors_offset + first * PAGE_DESCRIPTOR.itemsize
-                self._sink.write_at(offset, descriptors[done : done + count].tobytes())
-                done += count
+        """So that they are known from now on; where that can be, they are written once more when it is their
+        turn."""
+        _, descriptors = self._descriptors(self._new_early)
+        done = 0
+        for first, count in np.concatenate([placed.number_runs for placed in self._new_early]).tolist():
+            self._write_descriptors(first, descriptors[done : done + count])
+            done += count
         self._new_early.clear()
+
+    def _write_descriptors(self, first: int, descriptors: Descriptors) -> None:
+        offset = self.layout.descriptors_offset + first * PAGE_DESCRIPTOR.itemsize
+        self._sink.write_at(offset, descriptors.tobytes())
 
     def _describe(self, end: int) -> None:
         """Write the descriptors up to number ``end``: of all pages that are pending, and between them those
@@ -241,9 +253,15 @@ class KdumpWriter:
             numbers, descriptors = self._descriptors(batches)
             due = (numbers >= self._described) & (numbers < end)
             block[numbers[due] - self._described] = descriptors[due]
-        data = block.tobytes()
-        self._sink.write_at(self.layout.descriptors_offset + self._described * PAGE_DESCRIPTOR.itemsize, data)
-        self._descriptor_hash.update(data)
+        if self._sink.rewritable or not self._begun:
+            self._write_descriptors(self._described, block)
+        else:
+            early = _numbers(np.concatenate([each.number_runs for each in self._begun])) - self._described
+            others = np.ones(len(block), np.bool_)
+            others[early[(early >= 0) & (early < len(block))]] = False
+            for first, count in runs_of(others).tolist():
+                self._write_descriptors(self._described + first, block[first : first + count])
+        self._descriptor_hash.update(block.tobytes())
         self._described = end
         self._pending.clear()
         self._begun = [early for early in self._begun if early.end > end]
@@ -268,10 +286,16 @@ class KdumpWriter:
         """Write what is left, and the headers for good. Without this, the file says that it is incomplete."""
         self.flush()
         self._incomplete = not complete
-        self._write_head(incomplete=self._incomplete)
+        head = self._head(incomplete=self._incomplete)
+        if self._sink.rewritable:
+            self._sink.write_at(0, head)
+        else:
+            self._sink.write_at(STATUS_OFFSET, head[STATUS_OFFSET : STATUS_OFFSET + STATUS.size])
 
     def flush(self) -> None:
         """Put all that was given into the sink, so that it can be read back."""
+        if self._new_early:
+            self._describe_early()
         left = [*self._pending, *self._begun, *(early for _, _, early in self._early)]
         if left:
             self._describe(max(placed.end for placed in left))
@@ -308,9 +332,6 @@ class KdumpWriter:
         status = self._header.status | (FLAG_INCOMPLETE if incomplete else 0)
         head = pack_header(self._header._replace(status=status), self._sub_header) + self._notes
         return head.ljust(self.layout.bitmaps_offset, b"\0")
-
-    def _write_head(self, *, incomplete: bool) -> None:
-        self._sink.write_at(0, self._head(incomplete=incomplete))
 
     def _write_bitmap(self, offset: int, bitmap: PfnBitmap) -> None:
         left = self.layout.one_bitmap_bytes

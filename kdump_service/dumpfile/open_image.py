@@ -58,16 +58,16 @@ class OpenedImage(NamedTuple):
         return self.truncated or bool(self.image.header.flags & elf.ELF_FLAGS_INCOMPLETE)
 
 
-def open_image(path: Path, *, descriptor: int | None = None, truncated_ok: bool = False) -> OpenedImage:
-    """Open a memory image. Raises OSError, or BadVmcore with the path in front.
+def open_image(path: Path, *, descriptor: int | None = None) -> OpenedImage:
+    """Open a memory image, also one whose end is missing. ``descriptor``: see PlainFile.
 
-    ``descriptor``: see PlainFile. ``truncated_ok``: also open a flattened file whose end is missing.
+    Raises OSError, or BadVmcore with the path in front.
     """
     with ExitStack() as opened:
         file: ByteSource = PlainFile(path, descriptor)
         opened.callback(file.close)
         try:
-            file, wrapping, truncated = _unwrapped(file, truncated_ok)
+            file, wrapping, truncated = _unwrapped(file)
             magic = file.read(0, _MAGIC_BYTES)
             if not magic.startswith((_ELF_MAGIC, SIGNATURE)):
                 raise _unknown(magic, wrapping)
@@ -87,11 +87,14 @@ def open_image(path: Path, *, descriptor: int | None = None, truncated_ok: bool 
         return OpenedImage(core, pages, "elf", wrapping, truncated)
 
 
-def _unwrapped(file: ByteSource, truncated_ok: bool) -> tuple[ByteSource, str, bool]:
+def _unwrapped(file: ByteSource) -> tuple[ByteSource, str, bool]:
     """The file or its content, what it was wrapped in, and whether that ends too early."""
     magic = file.read(0, _MAGIC_BYTES)
     if magic == FLATTENED_SIGNATURE:
-        flattened = FlattenedFile(file, truncated_ok=truncated_ok)
+        flattened = FlattenedFile(file)
+        # Ours writes these bytes last, and nothing but this format.
+        if flattened.truncated and not any(flattened.read(0, len(SIGNATURE))):
+            flattened.put_back(SIGNATURE)
         return flattened, "flattened", flattened.truncated
     if magic.startswith(_LZ4_MAGIC):
         from kdump_service.dumpfile.lz4_file import Lz4File  # noqa: PLC0415  (optional codec)

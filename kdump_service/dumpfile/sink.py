@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
-__all__ = ["FilePart", "ReadableSink", "Sink"]
+__all__ = ["FilePart", "ReadableSink", "Sink", "StreamSink"]
+
+_ZEROS = bytes(1 << 20)
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,45 @@ class ReadableSink(Sink, Protocol):
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Read back; fewer bytes only at the end of the file."""
+
+
+class StreamSink:
+    """A Sink that writes the bytes as they are to a stream, in order only; what is left out becomes zeros."""
+
+    rewritable = False
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._end = 0
+
+    def reserve(self, size_bytes: int) -> None:
+        """See Sink. A stream has no room of its own."""
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Append. Raises ValueError for what should have been written before."""
+        if offset < self._end:
+            raise ValueError(f"a stream at {self._end} cannot be written at {offset}")
+        self.set_size(offset)
+        _write_all(self._stream, data)
+        self._end += len(data)
+
+    def set_size(self, size_bytes: int) -> None:
+        """Append zeros up to this length."""
+        while self._end < size_bytes:
+            part = memoryview(_ZEROS)[: size_bytes - self._end]
+            _write_all(self._stream, part)
+            self._end += len(part)
+
+    def close(self) -> None:
+        """Nothing is kept back. The stream stays open."""
+        self._stream.flush()
+
+
+def _write_all(stream: BinaryIO, data: bytes | memoryview) -> None:
+    """Write also to a stream that takes only a part at a time, as one without a buffer does."""
+    view = memoryview(data)
+    while view:
+        written = stream.write(view)
+        if not written:
+            raise BlockingIOError(errno.EAGAIN, "the stream takes nothing at this moment")
+        view = view[written:]

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kdump_service.dump_options import DumpOptions
-from kdump_service.dumpfile.flattened import FlattenedSink, StreamSink
+from kdump_service.dumpfile.formats import DumpWriter, dump_format
 from kdump_service.dumpfile.open_image import OpenedImage, open_image
-from kdump_service.dumpfile.sink import FilePart
+from kdump_service.dumpfile.sink import FilePart, Sink, StreamSink
 from kdump_service.engine.dump import Dump
 from kdump_service.engine.file_sink import FileSink
 from kdump_service.engine.survey import Survey, survey_pages
 from kdump_service.engine.verify import verify_dump
+from kdump_service.errors import ConfigError
 
 __all__ = ["Conversion", "convert_file", "convert_to_stream"]
 
@@ -75,23 +76,11 @@ def _prepare(
     return result, survey, dump
 
 
-def _account(result: Conversion, dump: Dump) -> None:
-    written = dump.written
-    result.pages, result.zero_pages, result.lost_pages = (
-        written.pages,
-        written.zero_pages,
-        written.lost_pages,
-    )
-    if written.lost_pages:
-        result.notes.append(f"{written.lost_pages} pages could not be read and are missing")
-
-
 def convert_file(
     source: Path,
     target: Path,
     options: DumpOptions,
     *,
-    flattened: bool = False,
     verify_every_page: bool = False,
     replace: bool = False,
     progress: Progress = _silent,
@@ -106,17 +95,7 @@ def convert_file(
         result, survey, dump = _prepare(opened, options, progress)
         sink = FileSink(target, replace=replace)
         try:
-            outer = FlattenedSink(sink.stream()) if flattened else None
-            writer = dump.write(
-                outer or sink,
-                lambda done, total: progress("Writing", done, total),
-                of_incomplete=opened.incomplete,
-            )
-            _account(result, dump)
-            complete = not dump.written.lost_pages and not opened.incomplete
-            if outer is not None:
-                writer.finish(complete=complete)
-                outer.close()
+            writer = _write(opened, dump, sink, result, progress)
             with open_image(sink.path) as written:
                 result.verified_pages = verify_dump(
                     opened.pages,
@@ -126,8 +105,7 @@ def convert_file(
                     lost=dump.written.lost,
                     advance=lambda done, total: progress("Verifying", done, total),
                 )
-            if outer is None:
-                writer.finish(complete=complete)
+            writer.finish(complete=_is_whole(opened, dump))
         except BaseException:
             sink.leave()
             raise
@@ -137,18 +115,38 @@ def convert_file(
 
 
 def convert_to_stream(
-    source: Path, stream: BinaryIO, options: DumpOptions, *, flattened: bool, progress: Progress = _silent
+    source: Path, stream: BinaryIO, options: DumpOptions, *, progress: Progress = _silent
 ) -> Conversion:
-    """Write to a pipe: a kdump-compressed file in flattened form, or an ELF core. Nothing is read back."""
+    """Write to a pipe. Nothing is read back. Raises ConfigError also for what cannot be written so."""
     options.check()
+    if not dump_format(options).append_only:
+        raise ConfigError(
+            f"format {options.format} cannot be written to a pipe", "Use --format flattened or --format elf."
+        )
     with open_image(source) as opened:
         result, _, dump = _prepare(opened, options, progress)
-        sink = FlattenedSink(stream) if flattened else StreamSink(stream)
-        writer = dump.write(
-            sink, lambda done, total: progress("Writing", done, total), of_incomplete=opened.incomplete
-        )
-        _account(result, dump)
-        writer.finish(complete=not dump.written.lost_pages and not opened.incomplete)
+        sink = StreamSink(stream)
+        writer = _write(opened, dump, sink, result, progress)
+        writer.finish(complete=_is_whole(opened, dump))
         sink.close()
         result.parts = writer.parts()
     return result
+
+
+def _write(opened: OpenedImage, dump: Dump, sink: Sink, result: Conversion, progress: Progress) -> DumpWriter:
+    writer = dump.write(
+        sink, lambda done, total: progress("Writing", done, total), of_incomplete=opened.incomplete
+    )
+    written = dump.written
+    result.pages, result.zero_pages, result.lost_pages = (
+        written.pages,
+        written.zero_pages,
+        written.lost_pages,
+    )
+    if written.lost_pages:
+        result.notes.append(f"{written.lost_pages} pages could not be read and are missing")
+    return writer
+
+
+def _is_whole(opened: OpenedImage, dump: Dump) -> bool:
+    return not dump.written.lost_pages and not opened.incomplete

@@ -4,15 +4,10 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
 
 from kdump_service.errors import TargetFull, TargetUnusable
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 __all__ = ["FileSink"]
 
@@ -59,10 +54,6 @@ class FileSink:
         except OSError as error:
             raise self._translated(error) from error
 
-    def stream(self) -> BinaryIO:
-        """The file as a stream, for what is written from front to back."""
-        return cast(BinaryIO, _Stream(self))
-
     def commit(self) -> int:
         """Close the file and give it its name; its length."""
         try:
@@ -84,22 +75,3 @@ class FileSink:
             name = self.final_path if self.final_path.exists() else self.path
             return TargetUnusable(f"{name}: {error.strerror}", "Remove it, or write it anew with --force.")
         return TargetUnusable(f"{self.path}: {error.strerror}")
-
-
-class _Stream(io.RawIOBase):
-    """A sink that is written from front to back."""
-
-    def __init__(self, sink: FileSink) -> None:
-        self._sink = sink
-        self._position = 0
-
-    def writable(self) -> bool:
-        """Yes."""
-        return True
-
-    def write(self, data: ReadableBuffer) -> int:
-        """All of it. Raises what the sink raises."""
-        view = memoryview(data)
-        self._sink.write_at(self._position, view)
-        self._position += view.nbytes
-        return view.nbytes

@@ -34,7 +34,7 @@ MOST_SECONDS = 10
 
 def _use(path: Path) -> None:
     def log() -> None:
-        with open_image(path, truncated_ok=True) as opened:
+        with open_image(path) as opened:
             space = AddressSpace(opened.image)
             for _ in read_log(opened.image.vmcoreinfo, space, opened.image.byte_order):
                 pass

@@ -153,15 +153,15 @@ def cores(machines: list[Machine], tmp_path_factory: pytest.TempPathFactory) -> 
 def dumps(cores: list[Sample]) -> dict[str, Sample]:
     folder = cores[0].path.parent
 
-    def dump(name: str, options: DumpOptions, *, flattened: bool = False) -> Sample:
-        convert_file(cores[0].path, folder / name, options, flattened=flattened)
+    def dump(name: str, options: DumpOptions) -> Sample:
+        convert_file(cores[0].path, folder / name, options)
         return Sample(folder / name)
 
     result = {
         "zstd": dump("zstd", DumpOptions(31)),
         "zlib": dump("zlib", DumpOptions(31, compression="zlib")),
         "lz4": dump("lz4", DumpOptions(31, "elf", "lz4")),
-        "flattened": dump("flattened", DumpOptions(31), flattened=True),
+        "flattened": dump("flattened", DumpOptions(31, "flattened")),
     }
     for name in ("zstd", "zlib"):
         sample = result[name]

@@ -474,7 +474,7 @@ def test_to_a_pipe(core: Path, machine: Machine, out: Path, options: list[str]) 
 
 
 def test_what_cannot_go_to_a_pipe(core: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = "a kdump-compressed file cannot be written to a pipe. Use --format flattened or --format elf"
+    message = "format kdump cannot be written to a pipe. Use --format flattened or --format elf"
     _fails(capsys, 10, message, "convert", core, "-")
 
 
@@ -590,6 +590,24 @@ def test_inspect_tells_what_is_wrong(
     found = _inspected(capsys, out, "--verify", code=43)
     assert "a compressed page is damaged" in found["problems"][0]
     assert len(found["problems"]) <= 11
+
+
+def test_a_flattened_dump_that_was_cut_off(
+    whole_dumps: dict[str, Path], machine: Machine, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a connection that broke leaves it: its log, its pages, and what is told of it."""
+    cut = out.with_name("cut")
+    cut.write_bytes(whole_dumps["flattened"].read_bytes()[:-100])
+    found = _inspected(capsys, cut, "--verify")
+    assert (found["format"], found["wrapping"], found["state"]) == ("kdump", "flattened", "incomplete")
+    assert found["panic_message"] == "Kernel panic - not syncing: sysrq triggered crash"
+    assert found["problems"] == []
+    assert _run("log", cut) == 0
+    assert "Kernel panic - not syncing" in capsys.readouterr().out
+    assert _run("convert", cut, out, "--level", 0) == 0
+    assert f"{cut} says that it is incomplete" in capsys.readouterr().err
+    assert _check_incomplete(out, machine) > 0x100
+    assert _check_incomplete(cut, machine) > 0x100
 
 
 def test_inspect_a_dump_that_was_cut_off(

@@ -12,8 +12,8 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from kdump_service.dumpfile.elf_writer import MOST_HEADERS, ElfWriter, batches_of, plan_elf
-from kdump_service.dumpfile.flattened import StreamSink
 from kdump_service.dumpfile.page_codec import FILL
+from kdump_service.dumpfile.sink import StreamSink
 from kdump_service.errors import BadVmcore, VerificationFailed
 from kdump_service.pfn import CHUNK_PAGES, PfnBitmap
 from kdump_service.vmcore.elf import PT_LOAD, ProgramHeader

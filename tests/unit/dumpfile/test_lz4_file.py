@@ -14,11 +14,10 @@ import lz4.frame
 import pytest
 
 from kdump_service.dumpfile.elf_writer import ElfPlan, ElfWriter, batches_of
-from kdump_service.dumpfile.flattened import StreamSink
 from kdump_service.dumpfile.lz4_file import Lz4ElfWriter, Lz4File, encode_lz4_frame
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.dumpfile.page_codec import EncodedPages, PageKind
-from kdump_service.dumpfile.sink import Sink
+from kdump_service.dumpfile.sink import Sink, StreamSink
 from kdump_service.errors import BadVmcore, VerificationFailed
 from kdump_service.pfn import CHUNK_PAGES
 from kdump_service.vmcore.page_source import ElfPages

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdump_service.dump_options import MOST_LEVEL, DumpOptions
+from kdump_service.dumpfile.formats import dump_format
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.engine.dump import Dump
 from kdump_service.engine.predict import Prediction
@@ -83,6 +84,11 @@ def _plan(
     if frames := survey.unreadable_struct_pages:
         decision = f"what {frames} frames are used for could not be read; they are kept"
         decisions.append((BadVmcore.reason, decision))
+    try:
+        dump_format(options).check(source)
+    except ConfigError as error:
+        decisions.append((error.reason, f"{error}: saved as an ELF core"))
+        options = dataclasses.replace(options, format="elf", compression="none", compression_level=None)
     try:
         dump = Dump(source, pages, survey, options)
     except ImportError as error:

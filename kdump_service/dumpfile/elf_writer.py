@@ -197,6 +197,10 @@ class ElfFormat:
     file_name = "vmcore"
     append_only = True
 
+    @classmethod
+    def check(cls, image: MemoryImage) -> None:
+        """See DumpFormat. Any machine's."""
+
     def __init__(self, image: MemoryImage, frames: Frames, page_bytes: int, options: DumpOptions) -> None:
         self._kept = frames.kept
         self.plan = plan_elf(

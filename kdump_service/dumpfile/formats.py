@@ -59,9 +59,13 @@ class DumpFormat(Protocol):
     append_only: ClassVar[bool]
     """Whether the sink may be one that takes bytes only one after the other, as a pipe does."""
 
+    @classmethod
+    def check(cls, image: MemoryImage) -> None:
+        """Raises ConfigError if the format cannot hold the memory of such a machine."""
+
     def __init__(self, image: MemoryImage, frames: Frames, page_bytes: int, options: DumpOptions) -> None:
-        """Raises BadVmcore if the image does not tell enough for the format, or is none that it can hold,
-        ImportError if the library for the compression is not installed."""
+        """Raises as ``check``, BadVmcore if the image does not tell enough for the format, ImportError if the
+        library for the compression is not installed."""
 
     @property
     def head_bytes(self) -> int:

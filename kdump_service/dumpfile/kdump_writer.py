@@ -39,6 +39,7 @@ from kdump_service.dumpfile.page_codec import (
     page_codec,
 )
 from kdump_service.dumpfile.sink import FilePart, Sink
+from kdump_service.errors import ConfigError
 from kdump_service.pfn import CHUNK_PAGES, PfnBitmap, running_counts, runs_of
 from kdump_service.vmcore.memory_image import MemoryImage
 
@@ -58,7 +59,17 @@ class KdumpFormat:
     file_name = "vmcore"
     append_only = False
 
+    @classmethod
+    def check(cls, image: MemoryImage) -> None:
+        """See DumpFormat. The headers have the byte order of the machine, and no reader of ours or of others
+        knows what to do with another than its own."""
+        if image.byte_order != "<":
+            raise ConfigError(
+                "a kdump-compressed file of a big-endian machine is not supported", "Use --format elf."
+            )
+
     def __init__(self, image: MemoryImage, frames: Frames, page_bytes: int, options: DumpOptions) -> None:
+        self.check(image)
         self.codec = page_codec(options.codec, options.compression_level)
         self.identity = identity_of(image)
         self.frames = frames

@@ -68,6 +68,7 @@ def _survey(opened: OpenedImage, options: DumpOptions, result: Conversion, progr
 def _prepare(
     opened: OpenedImage, options: DumpOptions, progress: Progress
 ) -> tuple[Conversion, Survey, Dump]:
+    dump_format(options).check(opened.image)  # to find out which pages to keep may take long
     result = Conversion(options.level, options.format, options.codec, opened.format)
     if opened.incomplete:
         result.notes.append(f"{opened.image.path} says that it is incomplete")

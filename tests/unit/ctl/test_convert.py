@@ -27,6 +27,7 @@ from kdump_service.errors import BadVmcore, ConfigError, TargetUnusable
 from tests.builders import printk_ring
 from tests.builders.machine_memory import Aarch64, Machine
 from tests.builders.printk_ring import PrintkRing
+from tests.unit.dumpfile.small_core import page, small_core
 
 MIB = 1 << 20
 KDUMPCTL = [sys.executable, "-m", "kdump_service.ctl.main"]
@@ -448,6 +449,26 @@ def test_no_room_for_the_head(core: Path, out: Path) -> None:
     )
     assert done.returncode == 42
     assert "File too large" in done.stderr
+
+
+@pytest.mark.parametrize("dump_format", ["kdump", "flattened"])
+def test_memory_of_a_big_endian_machine(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], dump_format: str
+) -> None:
+    """As of s390x. A kdump-compressed file of it would be read by nobody; an ELF core can be made of it."""
+    source = small_core(tmp_path / "big", [(0x100, 0x100)], byte_order=">")
+    capsys.readouterr()
+    options = ["--level", 0, "--format", dump_format]
+    message = "a kdump-compressed file of a big-endian machine is not supported. Use --format elf"
+    _fails(capsys, 10, message, "convert", source, out, *options)
+    assert not list(out.parent.glob("out*"))
+    for number, compression in enumerate(("none", "lz4")):
+        target = tmp_path / f"elf{number}"
+        options = ["--level", 0, "--format", "elf", "--compression", compression]
+        assert _run("convert", source, target, *options) == 0
+        with open_image(target) as opened:
+            assert (opened.image.byte_order, opened.incomplete) == (">", False)
+            assert opened.image.read_physical(0x105 * 4096, 4096) == page(0x105)
 
 
 # Pipes and signals

@@ -25,6 +25,7 @@ from tests.builders.machine_memory import Machine
 from tests.unit.machine_image import ImageOfMachine
 from tests.unit.machine_pages import PagesOfMachine, dump_machine
 
+Descriptors = np.ndarray[tuple[int], np.dtype[np.void]]
 MIB = 1 << 20
 FIRST, END = 0x1000, 0x7000
 """Frames with content, 24,576, of a machine of 128 MiB."""
@@ -66,10 +67,11 @@ def _records(path: Path) -> tuple[list[tuple[int, int]], int]:
     return found, first_page_end
 
 
-def _descriptors(dump: KdumpFile) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+def _descriptors(dump: KdumpFile) -> Descriptors:
     """Of pages that were written."""
-    descriptors = dump.descriptors(0, dump.page_count)
-    return descriptors[descriptors["offset"] != 0]
+    found: Descriptors = dump.descriptors(0, dump.page_count)
+    written: Descriptors = found[found["offset"] != 0]
+    return written
 
 
 def _described(dump: KdumpFile) -> int:

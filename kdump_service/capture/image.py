@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdump_service.dump_options import MOST_LEVEL, DumpOptions
-from kdump_service.dumpfile.formats import dump_format
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.engine.dump import Dump
 from kdump_service.engine.predict import Prediction
@@ -84,20 +83,25 @@ def _plan(
     if frames := survey.unreadable_struct_pages:
         decision = f"what {frames} frames are used for could not be read; they are kept"
         decisions.append((BadVmcore.reason, decision))
-    try:
-        dump_format(options).check(source)
-    except ConfigError as error:
-        decisions.append((error.reason, f"{error}: saved as an ELF core"))
-        options = dataclasses.replace(options, format="elf", compression="none", compression_level=None)
-    try:
-        dump = Dump(source, pages, survey, options)
-    except ImportError as error:
-        decision = f"Compression={options.codec} is not to be had ({error}); not compressed"
-        decisions.append((ConfigError.reason, decision))
-        options = dataclasses.replace(options, compression="none", compression_level=None)
-        dump = Dump(source, pages, survey, options)
+    dump, options = _dump(source, pages, survey, options, decisions)
     prediction = dump.predict_bytes(progress_of("Sampling"), room_bytes=room_bytes)
     return ImagePlan(options, pages, survey, dump, prediction, decisions)
+
+
+def _dump(
+    source: Vmcore, pages: ElfPages, survey: Survey, options: DumpOptions, decisions: list[tuple[str, str]]
+) -> tuple[Dump, DumpOptions]:
+    """As configured; where that cannot be had, in the form that always can: an ELF core, not compressed."""
+    try:
+        return Dump(source, pages, survey, options), options
+    except ImportError as error:
+        decision = f"Compression={options.codec} is not to be had ({error}); not compressed"
+        other = dataclasses.replace(options, compression="none", compression_level=None)
+    except ConfigError as error:
+        decision = f"{error}: saved as an ELF core"
+        other = dataclasses.replace(options, format="elf", compression="none", compression_level=None)
+    decisions.append((ConfigError.reason, decision))
+    return _dump(source, pages, survey, other, decisions)
 
 
 def verify_image(plan: ImagePlan, path: Path, advance: PagesDone) -> int:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+from kdump_service.atomic_file import write_atomically
 from kdump_service.config import logical_lines
 from kdump_service.errors import ConfigError
-from kdump_service.record import write_atomically
 from kdump_service.settings import SETTINGS, SETTINGS_BY_KEY, Setting
 
 __all__ = ["DROP_IN_FILE", "DropIn"]

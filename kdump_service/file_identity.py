@@ -12,13 +12,14 @@ from pathlib import Path
 
 from kdump_service import errors
 from kdump_service.errors import ImageUnreadable
+from kdump_service.folders import STATE_FOLDER
 from kdump_service.own_state import read_json, write_json
 
 __all__ = ["FileIdentity", "content_hashes"]
 
 logger = logging.getLogger(__name__)
 
-HASHES_FILE = "var/lib/kdump-service/hashes.json"
+HASHES_FILE = f"{STATE_FOLDER}/hashes.json"
 _MOST_HASHES = 8
 
 

@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from kdump_service.record import write_atomically
+from kdump_service.atomic_file import write_atomically
 
 __all__ = ["read_json", "write_json"]
 

@@ -8,10 +8,8 @@ fields that they do not know as absent ones, and refuse only a larger ``schema``
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import sys
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -19,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from kdump_service import __version__
+from kdump_service.folders import STATE_FOLDER
 from kdump_service.quantity import parse_utc
 
 __all__ = [
-    "FALLBACK_FOLDER",
     "JOURNAL_FILE",
     "LARGEST_RECORD_BYTES",
     "LOG_FILE",
     "RECORD_FILE",
     "SCHEMA",
-    "STATE_FOLDER",
     "TEST_CRASH_FILE",
     "TEST_CRASH_MARK",
     "DumpFile",
@@ -36,22 +33,16 @@ __all__ = [
     "DumpState",
     "ImagePart",
     "Problem",
-    "sync_folder",
-    "write_atomically",
 ]
 
 SCHEMA = 1
 RECORD_FILE = "record.json"
 LOG_FILE = "dmesg.txt"
-STATE_FOLDER = "var/lib/kdump-service"
-"""What the service remembers across boots."""
-FALLBACK_FOLDER = "var/lib/kdump-service/crash"
-"""Takes the record where the target cannot be written."""
 JOURNAL_FILE = "capture.journal"
 """Of a capture boot that has no file system of its own, beside the dump."""
 TEST_CRASH_MARK = "kdump-service: the crash that follows was asked for"
 """A line of the kernel's log."""
-TEST_CRASH_FILE = "var/lib/kdump-service/test-crash.json"
+TEST_CRASH_FILE = f"{STATE_FOLDER}/test-crash.json"
 """Announces a crash that somebody asked for; written before it, read by the capture boot and after it."""
 LARGEST_RECORD_BYTES = 1 << 20
 _LONGEST_TEXT = 8 << 10
@@ -310,31 +301,3 @@ def _dataclass_of(cls: Any, document: dict[str, Any]) -> Any:
         return cls(**values)
     except TypeError as error:
         raise ValueError(f"not a record: {error}") from error
-
-
-def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Write a file so that after a crash either the old or the new content is there, whole and on disk."""
-    temporary = path.with_name(f".{path.name}.new")
-    descriptor = os.open(
-        temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode
-    )
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

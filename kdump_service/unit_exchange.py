@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from kdump_service import log
+from kdump_service.atomic_file import write_atomically
 from kdump_service.errors import InvalidArgument, KdumpError, ProgramFailed, error_class
-from kdump_service.record import write_atomically
 
 __all__ = ["UnitRequest", "answer_unit_request", "read_answer", "run_unit_verb"]
 

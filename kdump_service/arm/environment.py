@@ -11,6 +11,7 @@ from typing import Literal
 from kdump_service.arm.images import find_initramfs, release_of
 from kdump_service.config import Config
 from kdump_service.errors import ImageMissing, NotSupported
+from kdump_service.folders import FALLBACK_FOLDER
 from kdump_service.image.dracut import dracut_is_installed
 from kdump_service.image.layout import STATE_POINT, TARGET_FILE, TARGET_POINT
 from kdump_service.image.recipe import Recipe, Storages, find_storages, needed_drivers, recipe_of
@@ -18,7 +19,6 @@ from kdump_service.image.store import ImageStore
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.kernel.mounts import holder_of
 from kdump_service.kernel.storage import Storage
-from kdump_service.record import FALLBACK_FOLDER
 
 __all__ = ["CaptureEnvironment", "NothingBuiltYet", "choose_environment"]
 

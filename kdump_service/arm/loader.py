@@ -21,20 +21,21 @@ from typing import BinaryIO
 
 from kdump_service import errors
 from kdump_service.arm.images import memory_bytes_of
+from kdump_service.atomic_file import write_atomically
 from kdump_service.file_identity import FileIdentity
+from kdump_service.folders import RUN_FOLDER
 from kdump_service.image.archive import small_archive
 from kdump_service.kernel import syscall
 from kdump_service.kernel.crashkernel import aligned
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.kernel.hardware import Hardware
 from kdump_service.quantity import format_bytes
-from kdump_service.record import write_atomically
 
 __all__ = ["FileIdentity", "LoadRequest", "Loader", "explain", "least_reservation_bytes", "opened_initramfs"]
 
 logger = logging.getLogger(__name__)
 
-ARMED_FILE = "run/kdump-service/armed.json"
+ARMED_FILE = f"{RUN_FOLDER}/armed.json"
 
 _LEAST_FREE_BYTES = 16 << 20
 """What a capture kernel needs beside its image and its initramfs to come as far as to its panic=. Measured

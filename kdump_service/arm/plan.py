@@ -21,9 +21,9 @@ from kdump_service.arm.environment import CaptureEnvironment, choose_environment
 from kdump_service.arm.identity import armed_identity
 from kdump_service.arm.images import find_kernel
 from kdump_service.arm.loader import FileIdentity, Loader, LoadRequest
+from kdump_service.atomic_file import write_atomically
 from kdump_service.config import CAPTURE_SETTINGS_FILE, Config
 from kdump_service.kernel.files import KernelFiles
-from kdump_service.record import write_atomically
 
 __all__ = ["Plan", "mount_point_of", "plan_load", "write_capture_settings"]
 

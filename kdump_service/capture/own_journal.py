@@ -7,9 +7,10 @@ import logging
 import os
 from pathlib import Path
 
+from kdump_service.atomic_file import sync_folder
 from kdump_service.errors import ProgramFailed
 from kdump_service.process import run
-from kdump_service.record import JOURNAL_FILE, sync_folder
+from kdump_service.record import JOURNAL_FILE
 
 __all__ = ["save_own_journal"]
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdump_service import log
+from kdump_service.atomic_file import write_atomically
 from kdump_service.capture.image_saver import ImageSaver
 from kdump_service.capture.kernel_log import save_kernel_log
 from kdump_service.capture.own_journal import save_own_journal
@@ -27,16 +28,10 @@ from kdump_service.capture.progress import MemoryGauge
 from kdump_service.capture.settings import CaptureSettings, read_capture_settings
 from kdump_service.capture.stages import Stages
 from kdump_service.errors import BadVmcore, TargetUnusable
+from kdump_service.folders import FALLBACK_FOLDER
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.quantity import format_bytes, format_seconds, format_utc, parse_utc
-from kdump_service.record import (
-    FALLBACK_FOLDER,
-    RECORD_FILE,
-    TEST_CRASH_MARK,
-    DumpRecord,
-    DumpState,
-    write_atomically,
-)
+from kdump_service.record import RECORD_FILE, TEST_CRASH_MARK, DumpRecord, DumpState
 from kdump_service.target.local import LocalDumpFolder
 from kdump_service.vmcore.crash_identity import identify
 from kdump_service.vmcore.printk import LogRecord

@@ -24,6 +24,7 @@ from typing import Any
 import zstandard
 
 from kdump_service import log
+from kdump_service.atomic_file import write_atomically
 from kdump_service.errors import ImageNotBuilt, KdumpError, ProgramFailed
 from kdump_service.image.dracut import DRACUT, DRACUT_MODULE, collect, dracut_is_installed
 from kdump_service.image.kernel_config import configuration_file, unpacks_lz4_among_archives
@@ -37,7 +38,6 @@ from kdump_service.kernel.files import KernelFiles
 from kdump_service.kernel.free_room import MAKE_ROOM, NO_ROOM, check_room, no_room_in
 from kdump_service.process import run
 from kdump_service.quantity import format_bytes, format_seconds, format_utc
-from kdump_service.record import write_atomically
 
 __all__ = ["build_image", "run_build_image"]
 

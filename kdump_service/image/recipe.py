@@ -12,10 +12,10 @@ from typing import Any
 
 from kdump_service.config import Config
 from kdump_service.errors import NotSupported
+from kdump_service.folders import STATE_FOLDER
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.kernel.mounts import Mount, holder_of
 from kdump_service.kernel.storage import Storage, drivers_of, storage_of
-from kdump_service.record import STATE_FOLDER
 
 __all__ = ["UNIT_SETTINGS_FOLDERS", "Recipe", "Storages", "find_storages", "needed_drivers", "recipe_of"]
 

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdump_service.atomic_file import sync_folder, write_atomically
 from kdump_service.errors import ImageUnreadable
 from kdump_service.file_identity import FileIdentity, content_hashes
+from kdump_service.folders import STATE_FOLDER
 from kdump_service.image.modules import find_firmware
 from kdump_service.image.recipe import Recipe
-from kdump_service.record import STATE_FOLDER, sync_folder, write_atomically
 
 __all__ = ["IMAGES_FOLDER", "ImageStore", "Manifest", "Source", "sha256_of"]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kdump_service import log
+from kdump_service.atomic_file import write_atomically
 from kdump_service.errors import CannotRehearse, KdumpError
 from kdump_service.kernel.files import KernelFiles
-from kdump_service.record import write_atomically
 from kdump_service.rehearse.armed import armed_now
 from kdump_service.rehearse.rehearsal import rehearse
 from kdump_service.rehearse.verdict import RESULT_FILE

@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdump_service.errors import CannotRehearse
+from kdump_service.folders import STATE_FOLDER
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.kernel.free_room import check_room
 from kdump_service.quantity import format_bytes, format_utc
-from kdump_service.record import STATE_FOLDER
 from kdump_service.rehearse.armed import Armed
 from kdump_service.rehearse.inside import CRASHING, READY
 from kdump_service.rehearse.memory_log import memory_log

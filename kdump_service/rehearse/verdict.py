@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdump_service.arm.loader import explain
+from kdump_service.folders import RUN_FOLDER
 from kdump_service.kernel.crashkernel import aligned
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.quantity import format_bytes
@@ -24,7 +25,7 @@ from kdump_service.rehearse.qemu import Boot, Line
 __all__ = ["OUT_OF_MEMORY", "RESULT_FILE", "Rehearsal", "Told", "judge", "larger_bytes", "told"]
 
 OUT_OF_MEMORY = "out-of-memory"
-RESULT_FILE = "run/kdump-service/rehearsal.json"
+RESULT_FILE = f"{RUN_FOLDER}/rehearsal.json"
 """``result``: what :meth:`Rehearsal.to_json` says; or ``error``: name, text and hint."""
 
 _TAIL_LINES = 20

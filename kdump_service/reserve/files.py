@@ -8,8 +8,8 @@ import os
 import stat
 from pathlib import Path
 
+from kdump_service.atomic_file import sync_folder
 from kdump_service.errors import ConfigError
-from kdump_service.record import sync_folder
 
 __all__ = ["put_text"]
 

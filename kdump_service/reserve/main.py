@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from kdump_service import log
+from kdump_service.atomic_file import write_atomically
 from kdump_service.errors import KdumpError
 from kdump_service.process import run as run_program
-from kdump_service.record import write_atomically
 from kdump_service.reserve.apply import COMMAND_SEC, Run, apply_plan
 from kdump_service.reserve.plan import Plan
 from kdump_service.reserve.planner import make_plan

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdump_service.errors import InvalidArgument
+from kdump_service.folders import RUN_FOLDER
 from kdump_service.kernel.crashkernel import BadCrashkernel, Kind, parse_argument, parse_value
 
 __all__ = ["REQUEST_FILE", "RESERVE_AGAIN_FILE", "RESULT_FILE", "Request", "crashkernel_words"]
 
-REQUEST_FILE = "run/kdump-service/reserve-request.json"
-RESULT_FILE = "run/kdump-service/reserve-result.json"
-RESERVE_AGAIN_FILE = "run/kdump-service/reserve-again.json"
+REQUEST_FILE = f"{RUN_FOLDER}/reserve-request.json"
+RESULT_FILE = f"{RUN_FOLDER}/reserve-result.json"
+RESERVE_AGAIN_FILE = f"{RUN_FOLDER}/reserve-again.json"
 """A request for what was reserved before the program was about to be removed; packaging/debian reads it."""
 _NAME = "crashkernel="
 

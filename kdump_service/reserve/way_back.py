@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdump_service.atomic_file import write_atomically
 from kdump_service.errors import ConfigError
+from kdump_service.folders import STATE_FOLDER
 from kdump_service.kernel.crashkernel import requested
-from kdump_service.record import write_atomically
 from kdump_service.reserve.boards import EXTLINUX_MENUS
 from kdump_service.reserve.entries import (
     CMDLINE,
@@ -45,7 +46,7 @@ __all__ = [
     "restore_kept",
 ]
 
-WAY_BACK_FILE = "var/lib/kdump-service/reservation.json"
+WAY_BACK_FILE = f"{STATE_FOLDER}/reservation.json"
 AGAIN = "No file has to change; the programs run again, since the last time not all ended well."
 _VERSION = 1
 

@@ -19,9 +19,11 @@ from pathlib import Path
 
 from kdump_service import log
 from kdump_service.arm.identity import armed_identity
+from kdump_service.atomic_file import sync_folder, write_atomically
+from kdump_service.folders import STATE_FOLDER
 from kdump_service.own_state import read_json, write_json
 from kdump_service.quantity import format_bytes, parse_utc
-from kdump_service.record import TEST_CRASH_FILE, DumpRecord, DumpState, sync_folder, write_atomically
+from kdump_service.record import TEST_CRASH_FILE, DumpRecord, DumpState
 from kdump_service.store.dumps import StoredDump
 
 __all__ = [
@@ -41,7 +43,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-PROOFS_FILE = "var/lib/kdump-service/proofs.json"
+PROOFS_FILE = f"{STATE_FOLDER}/proofs.json"
 _MOST_PROOFS = 32
 
 

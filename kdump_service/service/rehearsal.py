@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kdump_service import log
 from kdump_service.errors import CannotRehearse, ProgramFailed, error_class
+from kdump_service.folders import STATE_FOLDER
 from kdump_service.own_state import read_json, write_json
 from kdump_service.process import run
 from kdump_service.quantity import format_bytes, format_seconds
@@ -22,7 +23,7 @@ __all__ = ["REHEARSE_UNIT", "measured_by_rehearsals", "rehearse_by_unit", "tell_
 logger = logging.getLogger(__name__)
 
 REHEARSE_UNIT = "kdump-rehearse.service"
-REHEARSALS_FILE = "var/lib/kdump-service/rehearsals.json"
+REHEARSALS_FILE = f"{STATE_FOLDER}/rehearsals.json"
 _UNIT_SEC = 1560.0
 """The unit's own limit, and a minute."""
 _MOST_RESULT_BYTES = 1 << 20

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdump_service.atomic_file import write_atomically
 from kdump_service.errors import InvalidArgument, KdumpError, NotReady, ProgramFailed
 from kdump_service.kernel.crashkernel import BadCrashkernel, reservation_of, rounded_memory_bytes
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.process import run
 from kdump_service.quantity import format_bytes
-from kdump_service.record import write_atomically
 from kdump_service.reserve.request import REQUEST_FILE, RESULT_FILE, Request, crashkernel_words
 from kdump_service.service.checks.reservation import memory_span_bytes
 from kdump_service.unit_exchange import read_answer

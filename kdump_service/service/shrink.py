@@ -16,13 +16,14 @@ from pathlib import Path
 
 from kdump_service import log
 from kdump_service.arm.loader import LoadRequest
+from kdump_service.atomic_file import write_atomically
 from kdump_service.config import Config
 from kdump_service.errors import KdumpError, ProgramFailed
 from kdump_service.kernel.crashkernel import reservation_of
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.process import run
 from kdump_service.quantity import format_bytes
-from kdump_service.record import DumpRecord, DumpState, write_atomically
+from kdump_service.record import DumpRecord, DumpState
 from kdump_service.service.estimate import (
     environment_of,
     of_the_same_kind,

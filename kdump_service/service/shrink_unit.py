@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kdump_service.errors import InvalidArgument, KdumpError, KernelBusy, NoReservation, NotReady
+from kdump_service.folders import RUN_FOLDER
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.quantity import format_bytes
 from kdump_service.unit_exchange import answer_unit_request, run_unit_verb
@@ -23,8 +24,8 @@ __all__ = ["LEAST_GAIN_BYTES", "REQUEST_FILE", "RESULT_FILE", "Request", "answer
 
 logger = logging.getLogger(__name__)
 
-REQUEST_FILE = "run/kdump-service/shrink-request.json"
-RESULT_FILE = "run/kdump-service/shrink-result.json"
+REQUEST_FILE = f"{RUN_FOLDER}/shrink-request.json"
+RESULT_FILE = f"{RUN_FOLDER}/shrink-result.json"
 LEAST_GAIN_BYTES = 32 << 20
 """For less than that the machine is not left without a crash kernel for a moment."""
 _LEAST_BYTES = 64 << 20

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from kdump_service.folders import RUN_FOLDER
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.own_state import read_json, write_json
 
 __all__ = ["SHRUNK_FILE", "Shrunk", "note_shrink", "reserved_at_boot", "shrunk_in_this_boot"]
 
-SHRUNK_FILE = "run/kdump-service/shrunk.json"
+SHRUNK_FILE = f"{RUN_FOLDER}/shrunk.json"
 
 
 @dataclass(frozen=True)

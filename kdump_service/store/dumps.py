@@ -13,8 +13,8 @@ from enum import StrEnum
 from functools import lru_cache, partial
 from pathlib import Path
 
+from kdump_service.folders import FALLBACK_FOLDER
 from kdump_service.record import (
-    FALLBACK_FOLDER,
     LARGEST_RECORD_BYTES,
     LOG_FILE,
     RECORD_FILE,

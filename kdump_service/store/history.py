@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdump_service.record import LARGEST_RECORD_BYTES, DumpRecord, DumpState, sync_folder, write_atomically
+from kdump_service.atomic_file import sync_folder, write_atomically
+from kdump_service.folders import STATE_FOLDER
+from kdump_service.record import LARGEST_RECORD_BYTES, DumpRecord, DumpState
 from kdump_service.store.dumps import MOST_DUMPS, NAME, Presence, StoredDump, Survey, survey
 from kdump_service.store.own_files import names_in, own_folder, read_text
 
@@ -33,8 +35,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-RECORDS_FOLDER = "var/lib/kdump-service/records"
-KEPT_FOLDER = "var/lib/kdump-service/kept"
+RECORDS_FOLDER = f"{STATE_FOLDER}/records"
+KEPT_FOLDER = f"{STATE_FOLDER}/kept"
 """An empty file for each dump that is to be kept, named as it is: nothing that could be damaged in part."""
 MOST_RECORDS = MOST_DUMPS
 _SUFFIX = ".json"

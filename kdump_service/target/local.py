@@ -12,10 +12,11 @@ import errno
 import os
 from pathlib import Path
 
+from kdump_service.atomic_file import sync_folder
 from kdump_service.errors import ProgramFailed, TargetFull, TargetUnusable
 from kdump_service.process import run
 from kdump_service.quantity import format_bytes
-from kdump_service.record import DumpFile, sync_folder
+from kdump_service.record import DumpFile
 
 __all__ = ["LocalDumpFolder", "LocalFile", "check_room", "room_for_dump"]
 

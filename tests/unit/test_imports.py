@@ -13,15 +13,17 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "kdump_service"
 
-BASE = {"errors", "quantity"}
+BASE = {"errors", "quantity", "folders", "atomic_file"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "quantity": set(),
+    "folders": set(),
+    "atomic_file": set(),
     "log": {"errors"},
     "process": {"errors"},
     "settings": {*BASE, "dump_options"},
     "config": {*BASE, "dump_options", "settings"},
-    "drop_in": {*BASE, "config", "record", "settings"},
+    "drop_in": {*BASE, "config", "settings"},
     "record": BASE,
     "kernel": BASE,
     "dump_options": {"errors"},
@@ -31,12 +33,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dumpfile": {"errors", "dump_options", "pfn", "vmcore"},
     "engine": {"errors", "dump_options", "pfn", "vmcore", "filtering", "dumpfile"},
     "target": {*BASE, "process", "record"},
-    "own_state": {"record"},
-    "unit_exchange": {"errors", "log", "record"},
-    "file_identity": {"errors", "own_state"},
-    "image": {*BASE, "log", "config", "record", "process", "kernel", "file_identity"},
-    "arm": {*BASE, "log", "config", "record", "process", "kernel", "image", "file_identity"},
-    "reserve": {*BASE, "log", "record", "process", "kernel", "unit_exchange"},
+    "own_state": {"atomic_file"},
+    "unit_exchange": {"errors", "log", "atomic_file"},
+    "file_identity": {"errors", "folders", "own_state"},
+    "image": {*BASE, "log", "config", "process", "kernel", "file_identity"},
+    "arm": {*BASE, "log", "config", "process", "kernel", "image", "file_identity"},
+    "reserve": {*BASE, "log", "process", "kernel", "unit_exchange"},
     "rehearse": {*BASE, "log", "config", "record", "process", "kernel", "image", "arm"},
     "store": {*BASE, "log", "record"},
     "capture": {

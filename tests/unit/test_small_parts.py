@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from kdump_service import errors, log
+from kdump_service.atomic_file import write_atomically
 from kdump_service.capture.progress import MemoryGauge, Progress, progress_line
 from kdump_service.ctl.parser import make_parser
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.process import run
 from kdump_service.quantity import format_bytes, format_seconds, format_utc, parse_bytes, parse_utc
-from kdump_service.record import DumpFile, DumpRecord, DumpState, Problem, write_atomically
+from kdump_service.record import DumpFile, DumpRecord, DumpState, Problem
 from tests.builders.machine_root import MachineRoot
 
 REPOSITORY = Path(__file__).parents[2]

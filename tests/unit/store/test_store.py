@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdump_service.folders import FALLBACK_FOLDER
 from kdump_service.quantity import parse_utc
-from kdump_service.record import FALLBACK_FOLDER, DumpRecord, DumpState
+from kdump_service.record import DumpRecord, DumpState
 from kdump_service.store import dumps as store_dumps
 from kdump_service.store.dumps import Presence, scan, survey
 from kdump_service.store.own_files import within

@@ -20,11 +20,9 @@ from typing import Any
 
 from kdump_service.dump_options import CONTENTS, DumpOptions
 from kdump_service.errors import ConfigError
-from kdump_service.folders import STATE_FOLDER
 from kdump_service.settings import SETTINGS, Setting
 
 __all__ = [
-    "CAPTURE_SETTINGS_FILE",
     "DROP_IN_FOLDERS",
     "MAIN_FILE",
     "SETTINGS",
@@ -36,8 +34,6 @@ __all__ = [
     "read_config_files",
 ]
 
-CAPTURE_SETTINGS_FILE = f"{STATE_FOLDER}/capture.json"
-"""Written when arming, read in the capture boot."""
 MAIN_FILE = "etc/kdump-service.conf"
 DROP_IN_FOLDERS = ("usr/lib/kdump-service.conf.d", "run/kdump-service.conf.d", "etc/kdump-service.conf.d")
 """Later ones hide files of the same name in earlier ones."""

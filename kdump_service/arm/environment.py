@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from kdump_service.arm.images import find_initramfs, release_of
+from kdump_service.capture_settings import CaptureSettings
 from kdump_service.config import Config
 from kdump_service.errors import ImageMissing, NotSupported
 from kdump_service.folders import FALLBACK_FOLDER
@@ -31,8 +32,8 @@ class CaptureEnvironment:
     initramfs: Path
     files: dict[str, str] = field(default_factory=dict)
     """Files to be added to the initramfs, besides the settings."""
-    places: dict[str, str] = field(default_factory=dict)
-    """For the settings: where target and state are in the capture boot."""
+    places: CaptureSettings = field(default_factory=CaptureSettings)
+    """The settings as far as they tell where target and state are in the capture boot."""
     wanted: Recipe | None = None
     """The image that should be built; None if that is what is used already, or none can be."""
     buildable: str = ""
@@ -134,10 +135,11 @@ def _small(
         "etc/systemd/system/kdump-capture.target.wants/kdump-target.mount": "-> ../kdump-target.mount",
     }
     target = kernel_files.true_path(config.target)
-    places = {
-        "target_folder": _place(kernel_files, target, storages.target, TARGET_POINT),
-        "target_mount_point": TARGET_POINT,
-    }
+    places = CaptureSettings(
+        target_folder=_place(kernel_files, target, storages.target, TARGET_POINT),
+        target_mount_point=TARGET_POINT,
+        small_image=True,
+    )
     if storages.state is not None:
         # Mounted only if the target fails; by a name that needs no udev, which does not run where the target
         # is mounted.
@@ -147,10 +149,11 @@ def _small(
             STATE_POINT,
         )
         fallback = kernel_files.true_path(f"/{FALLBACK_FOLDER}")
-        places |= {
-            "fallback_folder": _place(kernel_files, fallback, storages.state, STATE_POINT),
-            "fallback_mount_point": STATE_POINT,
-        }
+        places = replace(
+            places,
+            fallback_folder=_place(kernel_files, fallback, storages.state, STATE_POINT),
+            fallback_mount_point=STATE_POINT,
+        )
     return CaptureEnvironment(
         "initramfs", image, files, places, wanted=wanted, remark=remark, explanation=explanation
     )

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from kdump_service.arm.loader import LoadRequest
-from kdump_service.config import CAPTURE_SETTINGS_FILE
+from kdump_service.capture_settings import CAPTURE_SETTINGS_FILE, CaptureSettings
 from kdump_service.file_identity import content_hashes
 from kdump_service.image.layout import TARGET_FILE
 
@@ -28,13 +27,7 @@ def armed_identity(request: LoadRequest, target: str, root: Path = Path("/")) ->
     parts = [hashes[request.kernel], hashes[request.initramfs], request.command_line, target]
     added = dict(request.added_files)
     if added:
-        parts += [added.get(TARGET_FILE, ""), _target_folder(added.get(CAPTURE_SETTINGS_FILE, ""))]
+        settings = CaptureSettings.from_json(added.get(CAPTURE_SETTINGS_FILE, ""))
+        parts += [added.get(TARGET_FILE, ""), settings.target_folder]
     text = "\0".join(parts).encode("utf-8", "surrogateescape")
     return hashlib.sha256(text).hexdigest()
-
-
-def _target_folder(settings: str) -> str:
-    try:
-        return str(json.loads(settings)["target_folder"])
-    except (ValueError, TypeError, KeyError):
-        return ""  # nothing that this service has loaded

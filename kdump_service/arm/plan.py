@@ -1,20 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""From configuration and machine to what is to be loaded, and to what the capture boot must know.
-
-In the capture boot the daemon's view of the machine is gone. What it needs is one JSON file: the
-configuration, who the machine is, and where the target is mounted. The small image gets it at each load; for
-a capture boot with the root file system it is written to disk.
-"""
+"""From configuration and machine to what is to be loaded, and to what the capture boot must know."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from kdump_service.arm.command_line import capture_command_line, check_length
 from kdump_service.arm.environment import CaptureEnvironment, choose_environment
@@ -22,12 +15,11 @@ from kdump_service.arm.identity import armed_identity
 from kdump_service.arm.images import find_kernel
 from kdump_service.arm.loader import FileIdentity, Loader, LoadRequest
 from kdump_service.atomic_file import write_atomically
-from kdump_service.config import CAPTURE_SETTINGS_FILE, Config
+from kdump_service.capture_settings import CAPTURE_SETTINGS_FILE, CaptureSettings
+from kdump_service.config import Config
 from kdump_service.kernel.files import KernelFiles
 
 __all__ = ["Plan", "mount_point_of", "plan_load", "write_capture_settings"]
-
-CAPTURE_SETTINGS_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -55,12 +47,11 @@ def plan_load(kernel_files: KernelFiles, config: Config) -> Plan:
     request = LoadRequest(FileIdentity.of(kernel), FileIdentity.of(environment.initramfs), command_line)
     if environment.name == "initramfs":
         # It is of the places only, not of all settings, which will hold it.
-        known = {**environment.files, CAPTURE_SETTINGS_FILE: json.dumps(environment.places)}
+        known = {**environment.files, CAPTURE_SETTINGS_FILE: environment.places.to_json()}
         unnamed = replace(request, added_files=tuple(known.items()))
         identity = armed_identity(unnamed, config.target, kernel_files.root)
-        settings = _capture_settings(kernel_files, config, identity) | environment.places
-        settings["small_image"] = True
-        files = {**environment.files, CAPTURE_SETTINGS_FILE: json.dumps(settings)}
+        settings = _completed(environment.places, kernel_files, config, identity)
+        files = {**environment.files, CAPTURE_SETTINGS_FILE: settings.to_json()}
         request = replace(request, added_files=tuple(sorted(files.items())))
     return Plan(request, environment)
 
@@ -71,15 +62,17 @@ def mount_point_of(path: str, mount_points: Iterable[str]) -> str:
     return max((point for point in mount_points if point in parents), key=len, default="/")
 
 
-def _capture_settings(kernel_files: KernelFiles, config: Config, identity: str) -> dict[str, Any]:
-    return {
-        "schema": CAPTURE_SETTINGS_SCHEMA,
-        "boot_id": kernel_files.boot_id,
-        "host": kernel_files.host_name,
-        "armed_identity": identity,
-        "armed_uptime_seconds": _armed_uptime_sec(kernel_files, identity),
-        "config": config.to_json(),
-    }
+def _completed(
+    places: CaptureSettings, kernel_files: KernelFiles, config: Config, identity: str
+) -> CaptureSettings:
+    return replace(
+        places,
+        boot_id=kernel_files.boot_id,
+        host=kernel_files.host_name,
+        armed_identity=identity,
+        armed_uptime_seconds=_armed_uptime_sec(kernel_files, identity),
+        config=config,
+    )
 
 
 def _armed_uptime_sec(kernel_files: KernelFiles, identity: str) -> float:
@@ -91,12 +84,12 @@ def _armed_uptime_sec(kernel_files: KernelFiles, identity: str) -> float:
     if not identity:
         return 0.0
     for text in _settings_in_force(kernel_files):
-        try:
-            said = json.loads(text)
-            if (said["boot_id"], said["armed_identity"]) == (kernel_files.boot_id, identity):
-                return float(said["armed_uptime_seconds"])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            continue  # of a version that did not say it, or damaged
+        said = CaptureSettings.from_json(text)
+        # A version may not have said it.
+        if (said.boot_id, said.armed_identity) == (kernel_files.boot_id, identity) and (
+            said.armed_uptime_seconds
+        ):
+            return said.armed_uptime_seconds
     return round(kernel_files.uptime_sec(), 1)
 
 
@@ -115,11 +108,9 @@ def write_capture_settings(kernel_files: KernelFiles, config: Config, identity: 
 
     ``identity`` is :func:`armed_identity` of what is loaded; empty where nobody knows.
     """
-    document = _capture_settings(kernel_files, config, identity) | {
-        "target_mount_point": mount_point_of(config.target, kernel_files.mount_points)
-    }
+    place = CaptureSettings(target_mount_point=mount_point_of(config.target, kernel_files.mount_points))
     path = kernel_files.root / CAPTURE_SETTINGS_FILE
-    text = json.dumps(document, indent=2) + "\n"
+    text = _completed(place, kernel_files, config, identity).to_json(indent=2) + "\n"
     try:
         if path.read_text(encoding="utf-8") == text:
             return  # spare the disk a write at each reload

@@ -25,8 +25,9 @@ from kdump_service.capture.image_saver import ImageSaver
 from kdump_service.capture.kernel_log import save_kernel_log
 from kdump_service.capture.own_journal import save_own_journal
 from kdump_service.capture.progress import MemoryGauge
-from kdump_service.capture.settings import CaptureSettings, read_capture_settings
+from kdump_service.capture.settings import read_capture_settings
 from kdump_service.capture.stages import Stages
+from kdump_service.capture_settings import CaptureSettings
 from kdump_service.errors import BadVmcore, TargetUnusable
 from kdump_service.folders import FALLBACK_FOLDER
 from kdump_service.kernel.files import KernelFiles
@@ -153,7 +154,7 @@ class Capture:
     def _open_target(self) -> LocalDumpFolder:
         settings = self._settings
         target = self._root / (settings.target_folder or settings.config.target).lstrip("/")
-        folder = LocalDumpFolder.create(target, settings.target_mount_point, self._record.name)
+        folder = LocalDumpFolder.create(target, _path(settings.target_mount_point), self._record.name)
         self._record.name = folder.path.name
         self._where = f"{settings.config.target.rstrip('/')}/{folder.path.name}"
         return folder
@@ -161,7 +162,7 @@ class Capture:
     def _open_fallback(self) -> LocalDumpFolder:
         settings = self._settings
         place = self._root / (settings.fallback_folder or FALLBACK_FOLDER).lstrip("/")
-        folder = LocalDumpFolder.create(place, settings.fallback_mount_point, self._record.name)
+        folder = LocalDumpFolder.create(place, _path(settings.fallback_mount_point), self._record.name)
         self._where = f"/{FALLBACK_FOLDER}/{folder.path.name}"
         return folder
 
@@ -256,6 +257,10 @@ class Capture:
         else:
             text = f"No dump: {why} (record: {where})"
             log.event(logger, logging.ERROR, log.MessageId.CAPTURE_FAILED, text, **fields)
+
+
+def _path(text: str) -> Path | None:
+    return Path(text) if text else None
 
 
 def _was_asked_for(records: Sequence[LogRecord]) -> bool:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from kdump_service.capture.pipeline import Capture, Surroundings
-from kdump_service.config import CAPTURE_SETTINGS_FILE
+from kdump_service.capture_settings import CAPTURE_SETTINGS_FILE, CaptureSettings
+from kdump_service.config import Config
 from kdump_service.kernel.files import KernelFiles
 
 __all__ = ["run_capture_trial"]
@@ -62,10 +63,11 @@ def run_capture_trial(folder: str) -> int:
 
 def _capture(root: Path, form: str, codec: str) -> dict[str, Any]:
     target = f"/trial-{form}-{codec}"
-    config = {"target": target, "keep_free_bytes": 0, "format": form, "compression": codec, "threads": 1}
-    settings = root / CAPTURE_SETTINGS_FILE
-    settings.parent.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps({"schema": 1, "host": "trial", "small_image": True, "config": config}))
+    config = Config(target=target, keep_free_bytes=0, format=form, compression=codec, threads=1)
+    settings = CaptureSettings(host="trial", small_image=True, config=config)
+    path = root / CAPTURE_SETTINGS_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(settings.to_json())
     record = Capture(Surroundings(KernelFiles(root), notify=lambda text: None)).run()
     digests = {}
     for path in sorted((root / target.lstrip("/") / record.name).iterdir()):

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdump_service.arm.loader import FileIdentity, Loader, LoadRequest
-from kdump_service.config import CAPTURE_SETTINGS_FILE, Config
+from kdump_service.capture_settings import CAPTURE_SETTINGS_FILE, CaptureSettings
+from kdump_service.config import Config
 from kdump_service.errors import CannotRehearse, ImageUnreadable
 from kdump_service.kernel.cmdline import split_words, word_name
 from kdump_service.kernel.files import KernelFiles
@@ -70,7 +70,7 @@ def armed_of(request: LoadRequest, reserved_bytes: int, release: str) -> Armed:
                 raise CannotRehearse(f"{file.path} has changed since it was armed", "Run: kdumpctl arm")
         except ImageUnreadable as error:
             raise CannotRehearse(str(error), "Run: kdumpctl arm") from error
-    settings = json.loads(files[CAPTURE_SETTINGS_FILE])
+    settings = CaptureSettings.from_json(files[CAPTURE_SETTINGS_FILE])
     unit = dict(
         line.split("=", 1) for line in files[TARGET_UNIT].replace("%%", "%").splitlines() if "=" in line
     )
@@ -82,11 +82,11 @@ def armed_of(request: LoadRequest, reserved_bytes: int, release: str) -> Armed:
     return Armed(
         request=request,
         reserved_bytes=reserved_bytes,
-        identity=str(settings.get("armed_identity", "")),
+        identity=settings.armed_identity,
         release=release,
-        config=Config.from_json(settings["config"])[0],
+        config=settings.config,
         target_kind=unit["Type"],
         target_uuid=unit["What"].removeprefix(_BY_UUID),
-        target_folder=str(settings["target_folder"]),
-        target_mount_point=str(settings["target_mount_point"]),
+        target_folder=settings.target_folder,
+        target_mount_point=settings.target_mount_point,
     )

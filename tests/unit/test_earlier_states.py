@@ -12,7 +12,8 @@ import zstandard
 
 from kdump_service.arm.loader import ARMED_FILE, Loader
 from kdump_service.capture.settings import read_capture_settings
-from kdump_service.config import CAPTURE_SETTINGS_FILE, read_config
+from kdump_service.capture_settings import CAPTURE_SETTINGS_FILE
+from kdump_service.config import read_config
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.engine.inspect import inspect_file
 from kdump_service.file_identity import HASHES_FILE, content_hashes

@@ -14,6 +14,7 @@ from kdump_service.arm.environment import CaptureEnvironment, NothingBuiltYet, c
 from kdump_service.arm.identity import armed_identity
 from kdump_service.arm.loader import Loader
 from kdump_service.arm.plan import plan_load
+from kdump_service.capture_settings import CaptureSettings
 from kdump_service.config import Config
 from kdump_service.errors import ImageMissing
 from kdump_service.kernel.files import KernelFiles
@@ -67,7 +68,7 @@ def test_what_is_asked_for_is_no_remark(machine: MachineRoot, config: dict[str, 
     put_image(machine)
     found = _choose(machine, **config)
     assert (found.name, found.initramfs) == ("rootfs", _rootfs(machine))
-    assert (found.wanted, found.remark, found.files, found.places) == (None, "", {}, {})
+    assert (found.wanted, found.remark, found.files, found.places) == (None, "", {}, CaptureSettings())
     assert found.buildable == ""
 
 
@@ -215,12 +216,13 @@ def test_kernel_of_another_release_gets_its_own_image(machine: MachineRoot) -> N
 def test_places_of_target_and_state(machine: MachineRoot) -> None:
     put_image(machine)
     found = _choose(machine)
-    assert found.places == {
-        "target_folder": "/kdump/target/var/crash",
-        "target_mount_point": "/kdump/target",
-        "fallback_folder": "/kdump/state/var/lib/kdump-service/crash",
-        "fallback_mount_point": "/kdump/state",
-    }
+    assert found.places == CaptureSettings(
+        target_folder="/kdump/target/var/crash",
+        target_mount_point="/kdump/target",
+        fallback_folder="/kdump/state/var/lib/kdump-service/crash",
+        fallback_mount_point="/kdump/state",
+        small_image=True,
+    )
     assert found.files["etc/machine-id"] == "00112233445566778899aabbccddeeff\n"
     assert found.files["etc/hostname"] == "testhost\n"
     assert found.files["kdump/target.mount"] == f"UUID={ROOT_UUID} ext4 rw\n"
@@ -233,14 +235,14 @@ def _targets_place(machine: MachineRoot, target: str, *mounts: str) -> str:
     put_image(machine, drivers=(*SMALL_IMAGE_DRIVERS, "ahci", "sd_mod", "btrfs", "xxhash_generic",
                                 "blake2b_generic", "sha256_generic"))  # fmt: skip
     machine.set_mounts("1 0 254:0 / / rw - ext4 /dev/vda rw", *mounts)
-    return _choose(machine, target=target).places["target_folder"]
+    return _choose(machine, target=target).places.target_folder
 
 
 def test_target_on_a_file_system_of_its_own(machine: MachineRoot) -> None:
     Disks(machine).sata("uuid-of-sda1")
     place = _targets_place(machine, "/srv/crash/here", "2 1 8:1 / /srv/crash rw - ext4 /dev/sda1 rw")
     assert place == "/kdump/target/here"
-    assert _choose(machine, target="/srv/crash").places["target_folder"].rstrip("/") == "/kdump/target"
+    assert _choose(machine, target="/srv/crash").places.target_folder.rstrip("/") == "/kdump/target"
 
 
 def test_target_on_a_bind_mount(machine: MachineRoot) -> None:
@@ -269,8 +271,8 @@ def test_state_that_cannot_be_mounted_is_left_out(machine: MachineRoot) -> None:
     put_image(machine)
     machine.set_mounts("1 0 0:22 / / rw - overlay overlay rw", "2 1 254:0 / /var/crash rw - ext4 /dev/vda rw")
     found = _choose(machine)
-    assert (found.name, found.places["target_folder"].rstrip("/")) == ("initramfs", "/kdump/target")
-    assert "fallback_folder" not in found.places
+    assert (found.name, found.places.target_folder.rstrip("/")) == ("initramfs", "/kdump/target")
+    assert found.places.fallback_folder == ""
     assert "etc/systemd/system/kdump-state.mount" not in found.files
 
 

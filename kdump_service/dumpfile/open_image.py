@@ -69,6 +69,8 @@ def open_image(path: Path, *, descriptor: int | None = None) -> OpenedImage:
         try:
             file, wrapping, truncated = _unwrapped(file)
             magic = file.read(0, _MAGIC_BYTES)
+            if truncated and len(magic) < _MAGIC_BYTES:
+                raise BadVmcore("was cut off before the first bytes of the dump")
             if not magic.startswith((_ELF_MAGIC, SIGNATURE)):
                 raise _unknown(magic, wrapping)
         except BadVmcore as error:

@@ -7,6 +7,7 @@ import errno
 import os
 from pathlib import Path
 
+from kdump_service.atomic_file import sync_folder
 from kdump_service.errors import TargetFull, TargetUnusable
 
 __all__ = ["FileSink"]
@@ -20,10 +21,11 @@ class FileSink:
     def __init__(self, path: Path, *, replace: bool = False) -> None:
         """Raises TargetUnusable, also if there is a file of that name and ``replace`` is not given."""
         self.final_path = path
+        self._replace = replace
         self.path = path.with_name(f"{path.name}.incomplete")
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            if not replace and path.exists():
+            if not replace and os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             self._descriptor = os.open(self.path, flags | (os.O_TRUNC if replace else os.O_EXCL), 0o600)
         except OSError as error:
@@ -55,14 +57,33 @@ class FileSink:
             raise self._translated(error) from error
 
     def commit(self) -> int:
-        """Close the file and give it its name; its length."""
+        """Sync the file, close it and give it its name; returns its length. What came meanwhile and has that
+        name is replaced only if that was asked for, else TargetUnusable is raised."""
         try:
             length = os.fstat(self._descriptor).st_size
+            # Else the name may survive a power cut that the content does not.
+            os.fsync(self._descriptor)
             os.close(self._descriptor)
-            self.path.rename(self.final_path)
+            if self._replace:
+                self.path.rename(self.final_path)
+            else:
+                self._rename_without_replacing()
+            sync_folder(self.final_path.parent)
         except OSError as error:
             raise self._translated(error) from error
         return length
+
+    def _rename_without_replacing(self) -> None:
+        try:
+            os.link(self.path, self.final_path, follow_symlinks=False)
+        except FileExistsError:
+            raise
+        except OSError:  # as of FAT, which has no links
+            if os.path.lexists(self.final_path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+            self.path.rename(self.final_path)
+        else:
+            self.path.unlink()
 
     def leave(self) -> None:
         """Close the file; it keeps the name that says that it is incomplete."""
@@ -72,6 +93,6 @@ class FileSink:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return TargetFull(f"{self.path}: {error.strerror}", "Make room, or write to another folder.")
         if error.errno == errno.EEXIST:
-            name = self.final_path if self.final_path.exists() else self.path
+            name = self.final_path if os.path.lexists(self.final_path) else self.path
             return TargetUnusable(f"{name}: {error.strerror}", "Remove it, or write it anew with --force.")
         return TargetUnusable(f"{self.path}: {error.strerror}")

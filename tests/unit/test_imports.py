@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vmcore": {"errors", "pfn"},
     "filtering": {"errors", "pfn", "vmcore"},
     "dumpfile": {"errors", "dump_options", "pfn", "vmcore"},
-    "engine": {"errors", "dump_options", "pfn", "vmcore", "filtering", "dumpfile"},
+    "engine": {"errors", "atomic_file", "dump_options", "pfn", "vmcore", "filtering", "dumpfile"},
     "target": {*BASE, "process", "record"},
     "own_state": {"atomic_file"},
     "unit_exchange": {"errors", "log", "atomic_file"},

@@ -11,7 +11,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -728,6 +728,56 @@ def test_every_possible_combination_is_accepted() -> None:
 def test_convert_checks_its_options_first(tmp_path: Path, options: DumpOptions) -> None:
     with pytest.raises(ConfigError):
         convert_file(tmp_path / "missing", tmp_path / "out", options)
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no-links"])
+@pytest.mark.parametrize("came", ["file", "dangling link"])
+def test_what_came_meanwhile_is_not_replaced(
+    core: Path, out: Path, monkeypatch: pytest.MonkeyPatch, came: str, links: bool
+) -> None:
+    """Unless that was asked for. The file system may have no hard links, as FAT."""
+
+    def come(what: str, done: int, total: int) -> None:
+        if what == "Verifying" and not os.path.lexists(out):
+            if came == "file":
+                out.write_text("mine")
+            else:
+                out.symlink_to("nowhere")
+
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *given, **how: (_ for _ in ()).throw(PermissionError(1, "no")))
+    with pytest.raises(TargetUnusable, match=f"{out}: File exists"):
+        convert_file(core, out, DumpOptions(), progress=come)
+    assert out.is_symlink() or out.read_text() == "mine"
+    with open_image(out.with_name("out.incomplete")) as opened:
+        assert not opened.incomplete
+    convert_file(core, out, DumpOptions(), replace=True, progress=come)
+    assert not out.is_symlink()
+    with open_image(out) as opened:
+        assert not opened.incomplete
+    assert [each.name for each in out.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_content_is_on_the_disk_before_the_name(
+    core: Path, out: Path, monkeypatch: pytest.MonkeyPatch, replace: bool
+) -> None:
+    did: list[tuple[str, bool]] = []
+
+    def noted(name: str) -> Callable[..., Any]:
+        real = getattr(os, name)
+
+        def call(first: Any, *others: Any, **how: Any) -> Any:
+            of_folder = name == "fsync" and stat.S_ISDIR(os.fstat(first).st_mode)
+            did.append(("fsync of the folder" if of_folder else name, out.exists()))
+            return real(first, *others, **how)
+
+        return call
+
+    for name in ("fsync", "rename", "link"):
+        monkeypatch.setattr(os, name, noted(name))
+    convert_file(core, out, DumpOptions(), replace=replace)
+    assert did == [("fsync", False), ("rename" if replace else "link", False), ("fsync of the folder", True)]
 
 
 def test_errors_of_convert_file(core: Path, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def make_dump(machine: Machine) -> None:
         return
     machine.run(
         "python3 -c 'from kdump_service.record import *; from pathlib import Path;"
+        " from kdump_service.atomic_file import write_atomically;"
         f' folder = Path("/var/crash/{DUMP}"); folder.mkdir(mode=0o700, parents=True, exist_ok=True);'
         f' record = DumpRecord(name="{DUMP}", state=DumpState.COMPLETE, crash_time="2026-01-02T03:04:05Z");'
         " write_atomically(folder / RECORD_FILE, record.to_json())"

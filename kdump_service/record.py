@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from kdump_service import __version__
-from kdump_service.folders import STATE_FOLDER
 from kdump_service.quantity import parse_utc
 
 __all__ = [
@@ -26,7 +25,6 @@ __all__ = [
     "LOG_FILE",
     "RECORD_FILE",
     "SCHEMA",
-    "TEST_CRASH_FILE",
     "TEST_CRASH_MARK",
     "DumpFile",
     "DumpRecord",
@@ -42,8 +40,6 @@ JOURNAL_FILE = "capture.journal"
 """Of a capture boot that has no file system of its own, beside the dump."""
 TEST_CRASH_MARK = "kdump-service: the crash that follows was asked for"
 """A line of the kernel's log."""
-TEST_CRASH_FILE = f"{STATE_FOLDER}/test-crash.json"
-"""Announces a crash that somebody asked for; written before it, read by the capture boot and after it."""
 LARGEST_RECORD_BYTES = 1 << 20
 _LONGEST_TEXT = 8 << 10
 """Of one text, in characters. A line of the kernel's log has at most 2 KiB (PRINTK_MESSAGE_MAX)."""

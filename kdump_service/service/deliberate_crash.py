@@ -17,8 +17,8 @@ from kdump_service.errors import KdumpError, NotReady, ProgramFailed
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.process import run
 from kdump_service.quantity import format_utc
-from kdump_service.record import TEST_CRASH_FILE, TEST_CRASH_MARK
-from kdump_service.service.proof import announce_test, withdraw_test
+from kdump_service.record import TEST_CRASH_MARK
+from kdump_service.service.proof import TEST_CRASH_FILE, announce_test, withdraw_test
 
 __all__ = ["TEST_CRASH_UNIT", "crash_now", "run_crash_now", "start_test_crash"]
 

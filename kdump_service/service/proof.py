@@ -23,10 +23,11 @@ from kdump_service.atomic_file import sync_folder, write_atomically
 from kdump_service.folders import STATE_FOLDER
 from kdump_service.own_state import read_json, write_json
 from kdump_service.quantity import format_bytes, parse_utc
-from kdump_service.record import TEST_CRASH_FILE, DumpRecord, DumpState
+from kdump_service.record import DumpRecord, DumpState
 from kdump_service.store.dumps import StoredDump
 
 __all__ = [
+    "TEST_CRASH_FILE",
     "Level",
     "Outcome",
     "Proof",
@@ -44,6 +45,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 PROOFS_FILE = f"{STATE_FOLDER}/proofs.json"
+TEST_CRASH_FILE = f"{STATE_FOLDER}/test-crash.json"
+"""Announces a crash that somebody asked for; written before it, read by who makes it and after the reboot."""
 _MOST_PROOFS = 32
 
 

@@ -11,7 +11,11 @@ __all__ = ["sync_folder", "write_atomically"]
 
 
 def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Write a file so that after a crash either the old or the new content is there, whole and on disk."""
+    """Write a file so that after a crash either the old or the new content is there, whole and on disk.
+
+    Raises OSError, or UnicodeEncodeError for half a surrogate pair; the old content then stays. A symbolic
+    link in place of the file is replaced, not followed.
+    """
     temporary = path.with_name(f".{path.name}.new")
     descriptor = os.open(
         temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode
@@ -22,7 +26,7 @@ def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
-    except OSError:
+    except (OSError, UnicodeEncodeError):
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from kdump_service import errors, log
-from kdump_service.atomic_file import write_atomically
 from kdump_service.capture.progress import MemoryGauge, Progress, progress_line
 from kdump_service.ctl.parser import make_parser
 from kdump_service.kernel.files import KernelFiles
@@ -132,15 +131,6 @@ def test_what_is_no_record_is_refused(text: str) -> None:
 def test_fields_of_a_newer_version_are_passed_over() -> None:
     text = '{"schema": 1, "name": "n", "state": "failed", "colour": "red"}'
     assert DumpRecord.from_json(text) == DumpRecord("n", DumpState.FAILED)
-
-
-def test_write_atomically_leaves_the_old_content_on_failure(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, "old")
-    (tmp_path / ".file.new").mkdir()
-    with pytest.raises(OSError):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
 
 
 def test_programs_fail_with_their_command() -> None:

@@ -9,6 +9,8 @@ versions: an image is armed until the next one is built, and a crash may come am
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +23,11 @@ CAPTURE_SETTINGS_FILE = f"{STATE_FOLDER}/capture.json"
 """Written when arming, read in the capture boot."""
 
 _SCHEMA = 1
+"""Counts up when a field gets another meaning; a field that is added needs no new one."""
+_LONGEST_NAME = 64
+"""Of a host (__NEW_UTS_LEN of linux/utsname.h), which names the dump folder, and of a SHA-256."""
+_LONGEST_PATH_BYTES = 4095
+"""PATH_MAX of linux/limits.h, without the NUL."""
 _LONGEST_UPTIME_SEC = 1 << 32
 """A century."""
 
@@ -75,40 +82,72 @@ class CaptureSettings:
     @classmethod
     def from_json(cls, text: str) -> CaptureSettings:
         """Read what ``to_json`` of any version wrote. Never fails: no lost and no damaged value may cost a
-        dump. What cannot be used is in ``problems``."""
+        dump. A field that is missing, as in what an older version wrote, has its default; so has one that
+        cannot be used, of which ``problems`` tell. Who may refuse, does so if there are any."""
         try:
             document: Any = json.loads(text)
             if not isinstance(document, dict):
                 raise ValueError("not a JSON object")
         except (ValueError, RecursionError) as error:
             return cls(problems=(f"{error}; defaults are used",))
+        problems = []
+        schema = document.get("schema", _SCHEMA)
+        if type(schema) is not int or not 1 <= schema <= _SCHEMA:
+            problems.append(f"schema {schema!r:.40} is not known; what is known of it is used")
         config_document = document.get("config")
-        config, problems = Config.from_json(config_document if isinstance(config_document, dict) else {})
+        if not isinstance(config_document, dict):
+            problems.append("config: not a JSON object; defaults are used")
+            config_document = {}
+        config, config_problems = Config.from_json(config_document)
+        values: dict[str, Any] = {}
+        for name, checked in _CHECKED.items():
+            if name in document:
+                try:
+                    values[name] = checked(document[name])
+                except ValueError as error:
+                    problems.append(f"{name}: {error}; the default is used")
+        return cls(config=config, problems=(*problems, *config_problems), **values)
 
-        def word(key: str) -> str:
-            value = document.get(key)
-            return value if isinstance(value, str) else ""
 
-        def mount_point(key: str) -> str:
-            value = word(key)
-            return value if value.startswith("/") else ""
+def _name(value: object) -> str:
+    if not isinstance(value, str) or len(value) > _LONGEST_NAME:
+        raise ValueError(f"{value!r:.40} is not a text of at most {_LONGEST_NAME} characters")
+    return value
 
-        def seconds(key: str) -> float:
-            value = document.get(key)
-            if isinstance(value, int | float) and 0 <= value <= _LONGEST_UPTIME_SEC:
-                return float(value)
-            return 0.0  # with what is no duration, the record would be none
 
-        return cls(
-            boot_id=word("boot_id"),
-            host=word("host"),
-            armed_identity=word("armed_identity"),
-            armed_uptime_seconds=seconds("armed_uptime_seconds"),
-            config=config,
-            target_folder=word("target_folder"),
-            target_mount_point=mount_point("target_mount_point"),
-            fallback_folder=word("fallback_folder"),
-            fallback_mount_point=mount_point("fallback_mount_point"),
-            small_image=document.get("small_image") is True,
-            problems=tuple(problems),
-        )
+def _place(value: object) -> str:
+    """An absolute path that the kernel takes, or nothing."""
+    if not isinstance(value, str) or value[:1] not in ("", "/"):
+        raise ValueError(f"{value!r:.40} is not an absolute path")
+    if "\0" in value or len(os.fsencode(value)) > _LONGEST_PATH_BYTES:  # half a surrogate pair raises, too
+        raise ValueError(f"{value!r:.40} is not a path")
+    return value
+
+
+def _seconds(value: object) -> float:
+    """A duration; with what is none, the record would be none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r:.40} is not a number")
+    if not 0 <= value <= _LONGEST_UPTIME_SEC:  # which is false for NaN, too
+        raise ValueError(f"{value!r:.40} is not a duration in seconds")
+    return float(value)
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r:.40} is neither true nor false")
+    return value
+
+
+_CHECKED: dict[str, Callable[[object], object]] = {
+    "boot_id": _name,
+    "host": _name,
+    "armed_identity": _name,
+    "armed_uptime_seconds": _seconds,
+    "target_folder": _place,
+    "target_mount_point": _place,
+    "fallback_folder": _place,
+    "fallback_mount_point": _place,
+    "small_image": _flag,
+}
+"""By field: what returns its value, or raises ValueError. The configuration has checks of its own."""

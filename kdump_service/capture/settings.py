@@ -10,12 +10,16 @@ from kdump_service.capture_settings import CAPTURE_SETTINGS_FILE, CaptureSetting
 
 __all__ = ["read_capture_settings"]
 
+_LONGEST_TEXT = 1 << 20
+"""In characters: a file that is damaged must not take the memory of the capture boot."""
+
 
 def read_capture_settings(root: Path) -> CaptureSettings:
     """The settings that production handed over; defaults for what is missing."""
     path = root / CAPTURE_SETTINGS_FILE
     try:
-        settings = CaptureSettings.from_json(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            settings = CaptureSettings.from_json(file.read(_LONGEST_TEXT))
     except (OSError, UnicodeDecodeError) as error:
         settings = CaptureSettings(problems=(f"{error}; defaults are used",))
     return dataclasses.replace(

@@ -71,6 +71,9 @@ def armed_of(request: LoadRequest, reserved_bytes: int, release: str) -> Armed:
         except ImageUnreadable as error:
             raise CannotRehearse(str(error), "Run: kdumpctl arm") from error
     settings = CaptureSettings.from_json(files[CAPTURE_SETTINGS_FILE])
+    if settings.problems:
+        problem = settings.problems[0]
+        raise CannotRehearse(f"what the capture boot is told is damaged: {problem}", "Run: kdumpctl arm")
     unit = dict(
         line.split("=", 1) for line in files[TARGET_UNIT].replace("%%", "%").splitlines() if "=" in line
     )

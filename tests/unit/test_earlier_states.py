@@ -12,7 +12,7 @@ import zstandard
 
 from kdump_service.arm.loader import ARMED_FILE, Loader
 from kdump_service.capture.settings import read_capture_settings
-from kdump_service.capture_settings import CAPTURE_SETTINGS_FILE
+from kdump_service.capture_settings import CAPTURE_SETTINGS_FILE, CaptureSettings
 from kdump_service.config import read_config
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.engine.inspect import inspect_file
@@ -115,6 +115,16 @@ def test_settings_handed_over(root: Path, tmp_path_factory: pytest.TempPathFacto
     assert settings.small_image
     assert settings.target_folder
     assert settings.armed_identity
+
+
+def test_settings_handed_over_are_written_as_before(root: Path) -> None:
+    """Else an upgrade would load anew what is loaded already."""
+    loaded = Loader(KernelFiles(root)).loaded_request()
+    assert loaded is not None
+    text = dict(loaded.added_files)[CAPTURE_SETTINGS_FILE]
+    assert CaptureSettings.from_json(text).to_json() == text
+    text = (root / CAPTURE_SETTINGS_FILE).read_text()
+    assert CaptureSettings.from_json(text).to_json(indent=2) + "\n" == text
 
 
 def test_images_are_known_and_outdated(root: Path) -> None:

@@ -212,7 +212,18 @@ def test_second_crash_in_the_same_second_keeps_the_first(machine: MachineRoot) -
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"config": 3}', '{"config": {"target": "nowhere", "compression": 5}}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"config": 3}',
+        '{"config": {"target": "nowhere", "compression": 5}}',
+        f'{{"host": "{"x" * 300}", "config": {{}}}}',  # a name that no folder can have
+        '{"target_folder": "/\\u0000", "config": {}}',
+        '{"target_mount_point": "/\\ud800", "config": {}}',
+        '{"schema": 2, "config": {}}',
+    ],
 )
 @pytest.mark.promise("bad-settings")
 def test_damaged_settings_cost_no_dump(
@@ -223,6 +234,10 @@ def test_damaged_settings_cost_no_dump(
     record = _run(machine)
     assert record.state is DumpState.COMPLETE
     assert {problem.stage for problem in record.problems} <= {"settings", "survey"}
+    told = [problem for problem in record.problems if problem.stage == "settings"]
+    assert told and all("capture.json" in problem.message for problem in told)
+    assert {problem.reason for problem in told} == {"bad-configuration"}
+    assert DumpRecord.read(machine.path / "var/crash" / record.name).problems == record.problems
     assert (machine.path / "var/crash" / record.name / "vmcore").exists()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from kdump_service.arm.loader import Loader, opened_initramfs
+from kdump_service.arm.loader import ARMED_FILE, Loader, opened_initramfs
 from kdump_service.arm.plan import plan_load
 from kdump_service.config import Config
 from kdump_service.errors import CannotRehearse
@@ -94,12 +94,20 @@ def _change_image(machine: MachineRoot) -> None:
     image.write_bytes(b"another content")
 
 
+def _damage_settings(machine: MachineRoot) -> None:
+    path = machine.path / ARMED_FILE
+    whole = path.read_text()
+    path.write_text(whole.replace(r"\"target_folder\": \"/", r"\"target_folder\": \""))
+    assert path.read_text() != whole
+
+
 @pytest.mark.parametrize(
     ("before", "after", "config", "said"),
     [
         (None, None, Config(environment="rootfs"), "the capture boot uses the root file system"),
         (None, _change_image, Config(), "has changed since it was armed"),
         (_without_uuid, None, Config(), "has no UUID"),
+        (None, _damage_settings, Config(), "what the capture boot is told is damaged: target_folder: "),
         (None, lambda machine: machine.set_loaded(False), Config(), "nothing is armed"),
     ],
 )

@@ -13,8 +13,8 @@ __all__ = ["sync_folder", "write_atomically"]
 def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
     """Write a file so that after a crash either the old or the new content is there, whole and on disk.
 
-    Raises OSError, or UnicodeEncodeError for half a surrogate pair; the old content then stays. A symbolic
-    link in place of the file is replaced, not followed.
+    Raises OSError, or UnicodeEncodeError for half a surrogate pair; the old content then stays, unless it is
+    the folder that could not be synced. A symbolic link in place of the file is replaced, not followed.
     """
     temporary = path.with_name(f".{path.name}.new")
     descriptor = os.open(

@@ -102,6 +102,21 @@ def test_an_error_leaves_the_old_content_and_nothing_else(
     assert _names(path) == ["file"]
 
 
+def test_a_name_that_may_not_last_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def fail_for_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_for_folders)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_atomically(path, "new")
+    assert path.read_text() == "new"
+    assert _names(path) == ["file"]
+
+
 def test_a_text_that_is_none_leaves_nothing(path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         write_atomically(path, "half a pair: \ud800")

@@ -4,6 +4,8 @@
 import os
 import signal
 
+from hypothesis import HealthCheck, settings
+
 pytest_plugins = ["tests.budget.plugin"]
 
 # A shell starts what runs in the background with SIGINT ignored, and children inherit that: cases that
@@ -14,3 +16,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # In containers these are often set. Without buffers a program never fails to flush one.
 for variable in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(variable, None)
+
+# The machine may have other work: else each case with @given would go by a clock.
+settings.register_profile("without a clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("without a clock")

@@ -29,7 +29,7 @@ def test_chunks_of(end_pfn: int, chunks: int) -> None:
     assert PfnBitmap(end_pfn).chunk_count == chunks
 
 
-@settings(derandomize=True, deadline=None)
+@settings(derandomize=True)
 @given(st.lists(st.booleans(), max_size=50), st.integers(0, 1 << 40))
 def test_runs_are_the_set_bits(bits: list[bool], base: int) -> None:
     runs = runs_of(np.array(bits, np.bool_), base).tolist()

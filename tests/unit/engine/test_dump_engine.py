@@ -55,7 +55,7 @@ def _array(runs: list[tuple[int, int]]) -> NDArray[np.int64]:
     return np.array(runs, np.int64).reshape(-1, 2)
 
 
-@settings(derandomize=True, deadline=None)
+@settings(derandomize=True)
 @given(st.lists(RUNS, max_size=3), st.integers(1, 300))
 def test_batches_cover_exactly_the_runs(chunks: list[list[tuple[int, int]]], most: int) -> None:
     arrays = [_array(runs) for runs in chunks]
@@ -65,7 +65,7 @@ def test_batches_cover_exactly_the_runs(chunks: list[list[tuple[int, int]]], mos
     assert len(cut) == sum(-(-int(array[:, 1].sum()) // most) for array in arrays)
 
 
-@settings(derandomize=True, deadline=None)
+@settings(derandomize=True)
 @given(RUNS.filter(lambda runs: sum(count for _, count in runs) > 1))
 def test_halves_have_the_same_frames(runs: list[tuple[int, int]]) -> None:
     batch = Batch(_array(runs))

@@ -546,7 +546,7 @@ def _mixes(draw: st.DrawFn) -> tuple[Machine, int]:
     return machine, pfn
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(_mixes(), st.integers(0, EXCLUDED))
 def test_random_mixes(mix: tuple[Machine, int], level: int) -> None:
     machine, end = mix

@@ -69,11 +69,11 @@ def inspect_file(path: Path, *, every_page: bool, progress: Callable[[str, int, 
         _identify(opened, found)
         if isinstance(opened.pages, KdumpFile):
             found.dump_level = opened.pages.sub_header.dump_level
-            if not opened.truncated:  # else some point behind the end
-                try:
-                    check_descriptors(opened.pages, lost_pages=found.pages if opened.incomplete else 0)
-                except (BadVmcore, VerificationFailed) as error:
-                    found.problems.append(str(error))
+            lost_pages = found.pages if opened.incomplete else 0
+            try:
+                check_descriptors(opened.pages, lost_pages=lost_pages, cut_off=opened.truncated)
+            except (BadVmcore, VerificationFailed) as error:
+                found.problems.append(str(error))
         _read_pages(opened, kept, found, every_page, progress)
     return found
 

@@ -146,12 +146,14 @@ def _compare(
     return count
 
 
-def check_descriptors(dump: KdumpFile, *, lost_pages: int) -> None:
+def check_descriptors(dump: KdumpFile, *, lost_pages: int, cut_off: bool = False) -> None:
     """Look at each page descriptor of a kdump-compressed file. Raises VerificationFailed.
 
-    ``lost_pages``: so many pages may be missing, no more.
+    ``lost_pages``: so many pages may be missing, no more. ``cut_off``: the end of the file is missing. Pages
+    behind it are missing then, and so is the page whose descriptor was being written.
     """
     lost = 0
+    torn = 1 if cut_off else 0
     at_once = 1 << 14  # 384 KiB of them, and as much of what is made of them
     data_offset = dump.data_offset
     for first in range(0, dump.page_count, at_once):
@@ -167,7 +169,14 @@ def check_descriptors(dump: KdumpFile, *, lost_pages: int) -> None:
             | (size > dump.page_bytes)
             | ((descriptors["flags"] == 0) & (size != dump.page_bytes))
         )
-        if bad.any():
+        if cut_off:
+            behind = bad & (offset >= data_offset) & (offset + size > dump.size_bytes)
+            lost += int(np.count_nonzero(behind))
+            bad &= ~behind
+        if 0 < np.count_nonzero(bad) <= torn:
+            torn -= int(np.count_nonzero(bad))
+            lost += int(np.count_nonzero(bad))
+        elif bad.any():
             number = first + int(np.argmax(bad))
             at = data_offset - (dump.page_count - number) * PAGE_DESCRIPTOR.itemsize
             raise VerificationFailed(

@@ -28,10 +28,10 @@ from kdump_service.vmcore.printk import read_log
 
 MOST_BYTES = 512 << 20
 """More address space than before. Workers share some MiB; what a header claims may be anything."""
-MOST_SECONDS = 20
-"""Of a processor, for each process. An example takes a fraction of a second."""
+MOST_SECONDS = 10
+"""Each process may take so many seconds of a processor. An example takes a fraction of one."""
 LONGEST_WAIT_SECONDS = 60
-"""For it to end; other tests may have the processors."""
+"""An example must have ended after so many seconds, in which other tests may have the processors."""
 
 
 def _use(path: Path) -> None:

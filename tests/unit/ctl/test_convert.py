@@ -21,6 +21,7 @@ from elftools.elf.elffile import ELFFile
 
 from kdump_service.ctl.main import main
 from kdump_service.dump_options import COMPRESSIONS_OF, DumpOptions
+from kdump_service.dumpfile.kdump_reader import KdumpFile
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.engine.convert import convert_file
 from kdump_service.errors import BadVmcore, ConfigError, TargetUnusable
@@ -629,6 +630,23 @@ def test_a_flattened_dump_that_was_cut_off(
     assert f"{cut} says that it is incomplete" in capsys.readouterr().err
     assert _check_incomplete(out, machine) > 0x100
     assert _check_incomplete(cut, machine) > 0x100
+
+
+def test_damage_in_what_was_cut_off_is_told(
+    whole_dumps: dict[str, Path], out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Descriptors that point before the pages are no consequence of a missing end."""
+    content = bytearray(whole_dumps["flattened"].read_bytes())
+    with open_image(whole_dumps["flattened"]) as opened:
+        assert isinstance(opened.image, KdumpFile)
+        first = opened.image.descriptors(0, 1).tobytes()
+    place = content.index(first)
+    for number in range(3):
+        content[place + 24 * number : place + 24 * number + 8] = (1).to_bytes(8, "little")
+    out.write_bytes(content[:-40])
+    found = _inspected(capsys, out, code=43)
+    assert found["state"] == "incomplete"
+    assert "points outside of the pages" in found["problems"][0]
 
 
 def test_inspect_a_dump_that_was_cut_off(

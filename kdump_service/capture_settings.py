@@ -25,7 +25,7 @@ CAPTURE_SETTINGS_FILE = f"{STATE_FOLDER}/capture.json"
 _SCHEMA = 1
 """Counts up when a field gets another meaning; a field that is added needs no new one."""
 _LONGEST_NAME = 64
-"""Of a host (__NEW_UTS_LEN of linux/utsname.h), which names the dump folder, and of a SHA-256."""
+"""A host has at most so many characters (__NEW_UTS_LEN of linux/utsname.h), and so has a SHA-256."""
 _LONGEST_PATH_BYTES = 4095
 """PATH_MAX of linux/limits.h, without the NUL."""
 _LONGEST_UPTIME_SEC = 1 << 32
@@ -37,10 +37,10 @@ class CaptureSettings:
     """The settings of one capture boot. What is empty is not known, or left to the capture boot."""
 
     boot_id: str = ""
-    """Of the boot that armed."""
+    """The kernel's id of the boot that armed (/proc/sys/kernel/random/boot_id)."""
     host: str = ""
     armed_identity: str = ""
-    """Of kernel, image, command line and target that were armed."""
+    """What arm.identity computed of kernel, image, command line and target; a SHA-256, hexadecimal."""
     armed_uptime_seconds: float = 0.0
     """How old the kernel was then."""
     config: Config = field(default_factory=Config)

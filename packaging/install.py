@@ -257,7 +257,7 @@ def refuse_others(root: Path, wanted: list[File], before: Note) -> None:
 
 
 def own_folders(path: str) -> list[str]:
-    """Of the folders above a path below the root, those that nobody else has."""
+    """Return those of the folders above ``path`` that hold nothing but files of this project."""
     return [str(parent) for parent in Path(path).parents if is_ours(str(parent), b"")]
 
 

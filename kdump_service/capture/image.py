@@ -91,7 +91,8 @@ def _plan(
 def _dump(
     source: Vmcore, pages: ElfPages, survey: Survey, options: DumpOptions, decisions: list[tuple[str, str]]
 ) -> tuple[Dump, DumpOptions]:
-    """As configured; where that cannot be had, in the form that always can: an ELF core, not compressed."""
+    """Return the dump as configured, and its options. What cannot be had is replaced, a compression by none,
+    a format that cannot hold the memory by an ELF core; ``decisions`` then tell why."""
     try:
         return Dump(source, pages, survey, options), options
     except ImportError as error:

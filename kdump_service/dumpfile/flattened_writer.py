@@ -3,8 +3,9 @@
 
 It goes in one pass to what is only appended to, and no byte of the content is written twice: crash does not
 say which of two records it takes. So what says that the dump is whole comes last: the status in its header,
-its first bytes, by which readers know its format, and the end record. What was cut off is taken for a whole
-dump by nobody, nor is what ``makedumpfile -R`` makes of it; our reader gives what it has.
+its first bytes, by which readers know its format, and the end record. What was cut off before these bytes is
+taken for a whole dump by nobody, nor is what ``makedumpfile -R`` makes of it; our reader gives what it has.
+Where the end record alone is missing, drgn and ``makedumpfile -R`` take all of the content, which is there.
 """
 
 from __future__ import annotations

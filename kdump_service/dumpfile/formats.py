@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What there is to know of a dump format before the first byte is written, as one object for each."""
+"""Dump formats are objects: each knows how it encodes pages, in which order, and what it needs of a sink."""
 
 from __future__ import annotations
 

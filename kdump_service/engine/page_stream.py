@@ -69,7 +69,7 @@ class EncodedBatch(NamedTuple):
 
 
 Encoder = Callable[[memoryview, NDArray[np.bool_], memoryview], EncodedPages]
-"""As DumpFormat.encode."""
+"""Encodes pages as DumpFormat.encode does."""
 
 
 def batches(runs: Iterable[NDArray[np.int64]], most_pages: int) -> Iterator[Batch]:

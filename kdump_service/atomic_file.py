@@ -10,8 +10,9 @@ from pathlib import Path
 __all__ = ["sync_folder", "write_atomically"]
 
 
-def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
+def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o600) -> None:
     """Write a file so that after a crash either the old or the new content is there, whole and on disk.
+    Text is written as UTF-8.
 
     Raises OSError, or UnicodeEncodeError for half a surrogate pair; the old content then stays, unless it is
     the folder that could not be synced. A symbolic link in place of the file is replaced, not followed.
@@ -21,8 +22,8 @@ def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
         temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode
     )
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)

@@ -6,16 +6,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from kdump_service.dump_options import MOST_LEVEL, DumpOptions
-from kdump_service.dumpfile.open_image import open_image
 from kdump_service.engine.dump import Dump
 from kdump_service.engine.predict import Prediction
 from kdump_service.engine.survey import Survey, survey_everything, survey_pages
+from kdump_service.engine.uploaded import open_upload
 from kdump_service.engine.verify import verify_dump
 from kdump_service.errors import BadVmcore, ConfigError, TargetFull, describe
 from kdump_service.quantity import format_bytes
+from kdump_service.targets.contract import Upload
 from kdump_service.vmcore.page_source import ElfPages
 from kdump_service.vmcore.reader import Vmcore
 
@@ -105,10 +105,10 @@ def _dump(
     return _dump(source, pages, survey, other, decisions)
 
 
-def verify_image(plan: ImagePlan, path: Path, advance: PagesDone) -> int:
-    """Open the file by its reader, and compare a sample of its pages with /proc/vmcore; how many that was.
-    Raises BadVmcore or VerificationFailed."""
-    with open_image(path) as written:
+def verify_image(plan: ImagePlan, upload: Upload, advance: PagesDone) -> int:
+    """Open what was written by its reader, and compare a sample of its pages with /proc/vmcore; how many that
+    was. Raises BadVmcore or VerificationFailed."""
+    with open_upload(upload) as written:
         return verify_dump(
             plan.pages,
             written,

@@ -19,8 +19,8 @@ from kdump_service.config import Config
 from kdump_service.dumpfile.elf_copy import ElfCopyWriter
 from kdump_service.errors import BadVmcore, TargetFull
 from kdump_service.quantity import format_bytes
-from kdump_service.record import DumpRecord, DumpState, ImagePart
-from kdump_service.target.local import LocalDumpFolder, LocalFile, check_room, room_for_dump
+from kdump_service.record import DumpFile, DumpRecord, DumpState, ImagePart
+from kdump_service.targets.contract import Place, Upload, end_upload
 from kdump_service.vmcore.reader import Vmcore
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ImageSaver:
     def __init__(
         self,
         source: Vmcore,
-        folder: LocalDumpFolder,
+        place: Place,
         config: Config,
         record: DumpRecord,
         stages: Stages,
@@ -52,7 +52,7 @@ class ImageSaver:
         """``small_image``: whether this boot runs in the small capture image."""
         self._small_image = small_image
         self._source = source
-        self._folder = folder
+        self._place = place
         self._config = config
         self._record = record
         self._stages = stages
@@ -88,7 +88,7 @@ class ImageSaver:
     def _survey(self, engine: ModuleType) -> Any:
         """Decide what to write; an ImagePlan, whose module is not loaded before this."""
         options = self._config.dump_options(processors=len(os.sched_getaffinity(0)))
-        room_bytes = room_for_dump(self._folder.path, self._config.keep_free_bytes)
+        room_bytes = self._place.room_bytes()
         plan = engine.plan_image(self._source, options, room_bytes, self._in_pages)
         record = self._record
         record.format, record.compression = plan.options.format, plan.options.codec
@@ -112,10 +112,10 @@ class ImageSaver:
     def _save_by_engine(self, engine: ModuleType, plan: Any) -> None:
         record = self._record
 
-        def write(file: LocalFile) -> DumpWriter:
+        def write(upload: Upload) -> DumpWriter:
             written = plan.dump.written
             try:
-                writer: DumpWriter = plan.dump.write(file, self._in_pages("Saving"))
+                writer: DumpWriter = plan.dump.write(upload, self._in_pages("Saving"))
             finally:
                 record.pages, record.zero_pages = written.pages, written.zero_pages
                 record.lost_pages = written.lost_pages
@@ -128,8 +128,8 @@ class ImageSaver:
                 )
             return writer
 
-        def verify(file: LocalFile, writer: DumpWriter) -> bool:
-            engine.verify_image(plan, file.path, self._in_pages("Verifying"))
+        def verify(upload: Upload, writer: DumpWriter) -> bool:
+            engine.verify_image(plan, upload, self._in_pages("Verifying"))
             whole = not record.lost_pages
             writer.finish(complete=whole)
             record.image_parts = [ImagePart(**dataclasses.asdict(part)) for part in writer.parts()]
@@ -145,10 +145,9 @@ class ImageSaver:
         self._record.excluded_pages = {}
         unreadable_bytes = 0
 
-        def write(file: LocalFile) -> ElfCopyWriter:
+        def write(upload: Upload) -> ElfCopyWriter:
             nonlocal unreadable_bytes
-            check_room(self._folder.path, self._config.keep_free_bytes)
-            writer = ElfCopyWriter(file, source.header, source.size_bytes)
+            writer = ElfCopyWriter(upload, source.header, source.size_bytes)
             result = copy_image(source, writer, self._stages.progress("Saving", source.size_bytes).advance)
             unreadable_bytes = result.unreadable_bytes
             if unreadable_bytes:
@@ -160,7 +159,7 @@ class ImageSaver:
                 )
             return writer
 
-        def verify(file: LocalFile, writer: ElfCopyWriter) -> bool:
+        def verify(upload: Upload, writer: ElfCopyWriter) -> bool:
             verify_copy(source, writer, self._stages.progress("Verifying", source.size_bytes).advance)
             if not unreadable_bytes:
                 writer.finish()
@@ -171,25 +170,25 @@ class ImageSaver:
     def _write_file(
         self,
         name: str,
-        write: Callable[[LocalFile], WriterType],
-        verify: Callable[[LocalFile, WriterType], bool],
+        write: Callable[[Upload], WriterType],
+        verify: Callable[[Upload, WriterType], bool],
     ) -> None:
         """Make the file; ``verify`` tells whether it is whole, and has then marked it so."""
-        file: LocalFile | None = None
+        upload: Upload | None = None
         writer: WriterType | None = None
         whole = False
         with self._stages("write-image"):
-            file = self._folder.create_file(f"{name}.incomplete", self._config.keep_free_bytes)
-            writer = write(file)
-            file.flush()
-        if file is None:
+            upload = self._place.create(name)
+            writer = write(upload)
+            upload.flush()
+        if upload is None:
             return
         if writer is not None:
             with self._stages("verify"):
-                whole = verify(file, writer)
+                whole = verify(upload, writer)
         self._record.state = DumpState.INCOMPLETE
         with self._stages("commit"):
-            self._record.files.append(file.close(name if whole else None))
+            self._record.files.append(DumpFile(*end_upload(upload, name, whole=whole)))
             if whole:
                 self._record.state = DumpState.COMPLETE
 

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kdump_service.record import LOG_FILE, DumpFile
-from kdump_service.target.local import LocalDumpFolder
+from kdump_service.record import LOG_FILE
+from kdump_service.targets.contract import Place, StoredFile, end_upload
 from kdump_service.vmcore.address_space import AddressSpace
 from kdump_service.vmcore.printk import LogRecord, format_record, read_log
 from kdump_service.vmcore.reader import Vmcore
@@ -23,7 +23,7 @@ _LAST_RECORDS = 1 << 14
 class SavedLog(NamedTuple):
     """What became of the log."""
 
-    file: DumpFile
+    file: StoredFile
     records: int
     lost_records: int
     """Records that were in the buffer but could not be read."""
@@ -33,7 +33,7 @@ class SavedLog(NamedTuple):
     """The end of the log, where the crash is told."""
 
 
-def save_kernel_log(source: Vmcore, folder: LocalDumpFolder) -> SavedLog:
+def save_kernel_log(source: Vmcore, place: Place) -> SavedLog:
     """Write the log as text, synced, under its final name only when whole.
 
     KeepFree= does not hold it up: a log is small, and the second promise. Raises BadVmcore if the core has no
@@ -41,24 +41,24 @@ def save_kernel_log(source: Vmcore, folder: LocalDumpFolder) -> SavedLog:
     """
     records = read_log(source.vmcoreinfo, AddressSpace(source), source.byte_order)
     record = next(records, None)  # before the file: a log that cannot be found leaves no empty one
-    file = folder.create_file(f"{LOG_FILE}.incomplete", keep_free_bytes=0)
+    upload = place.create(LOG_FILE, is_log=True)
     count = 0
     last: deque[LogRecord] = deque(maxlen=_LAST_RECORDS)
     pending = bytearray()
     written = 0
-    final_name = None
+    whole = False
     try:
         while record is not None:
             count += 1
             last.append(record)
             pending += format_record(record).encode("utf-8", "backslashreplace")
             if len(pending) >= _CHUNK_BYTES:
-                file.write_at(written, bytes(pending))
+                upload.write_at(written, bytes(pending))
                 written += len(pending)
                 pending.clear()
             record = next(records, None)
-        file.write_at(written, bytes(pending))
-        final_name = LOG_FILE
+        upload.write_at(written, bytes(pending))
+        whole = True
     finally:
-        saved = file.close(final_name)
+        saved = end_upload(upload, LOG_FILE, whole=whole)
     return SavedLog(saved, count, records.lost, records.damage, last)

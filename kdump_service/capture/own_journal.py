@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
-from kdump_service.atomic_file import sync_folder
-from kdump_service.errors import ProgramFailed
+from kdump_service.errors import ProgramFailed, TargetFull, TargetUnusable
 from kdump_service.process import run
 from kdump_service.record import JOURNAL_FILE
+from kdump_service.targets.contract import Place
 
 __all__ = ["save_own_journal"]
 
@@ -21,7 +20,7 @@ _SYNC_SEC = 30.0
 """journald has less of the processor than the capture, and may still be starting."""
 
 
-def save_own_journal(root: Path, folder: Path) -> None:
+def save_own_journal(root: Path, to: Place) -> None:
     """Copy it beside the dump, for root alone to read. What fails is told, and costs nothing else."""
     place = root / "run/log/journal"
     try:
@@ -36,13 +35,6 @@ def save_own_journal(root: Path, folder: Path) -> None:
         if not journals:
             logger.warning("the journal of the capture is not kept: journald has not written any")
         for source in journals:
-            descriptor = os.open(
-                folder / JOURNAL_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600
-            )
-            with open(descriptor, "wb") as copy:
-                copy.write(source.read_bytes())
-                copy.flush()
-                os.fsync(descriptor)
-        sync_folder(folder)
-    except OSError as error:
+            to.put(JOURNAL_FILE, source.read_bytes())
+    except (OSError, TargetFull, TargetUnusable) as error:
         logger.warning("the journal of the capture is not kept: %s", error)

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdump_service import log
-from kdump_service.atomic_file import write_atomically
 from kdump_service.capture.image_saver import ImageSaver
 from kdump_service.capture.kernel_log import save_kernel_log
 from kdump_service.capture.own_journal import save_own_journal
@@ -28,12 +27,13 @@ from kdump_service.capture.progress import MemoryGauge
 from kdump_service.capture.settings import read_capture_settings
 from kdump_service.capture.stages import Stages
 from kdump_service.capture_settings import CaptureSettings
-from kdump_service.errors import BadVmcore, TargetUnusable
+from kdump_service.errors import BadVmcore
 from kdump_service.folders import FALLBACK_FOLDER
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.quantity import format_bytes, format_seconds, format_utc, parse_utc
-from kdump_service.record import RECORD_FILE, TEST_CRASH_MARK, DumpRecord, DumpState
-from kdump_service.target.local import LocalDumpFolder
+from kdump_service.record import RECORD_FILE, TEST_CRASH_MARK, DumpFile, DumpRecord, DumpState
+from kdump_service.targets.contract import Place
+from kdump_service.targets.local import LocalTarget
 from kdump_service.vmcore.crash_identity import identify
 from kdump_service.vmcore.printk import LogRecord
 from kdump_service.vmcore.reader import Vmcore
@@ -78,7 +78,7 @@ class Capture:
             memory_available_at_start_kib=self._gauge.available_at_start_kib,
         )
         self._stages = Stages(self._record, self._gauge, surroundings.notify)
-        self._folder: LocalDumpFolder | None = None
+        self._place: Place | None = None
         self._where = "nowhere"
         """The dump's folder, by its name in production."""
 
@@ -92,23 +92,23 @@ class Capture:
                 source = stack.enter_context(self._open_vmcore())
             self._name_the_crash(source)
             with self._stages("open-target"):
-                self._folder = self._open_target()
-            on_target = self._folder is not None
+                self._place = self._open_target()
+            on_target = self._place is not None
             if not on_target:
                 with self._stages("open-fallback"):
                     # So that production has the record and the log at least.
-                    self._folder = self._open_fallback()
-            if self._folder is not None:
+                    self._place = self._open_fallback()
+            if self._place is not None:
                 with self._stages("first-record"):
                     self._write_record()
                 if source is not None:
-                    self._save_log(source, self._folder)
+                    self._save_log(source, self._place)
                     with self._stages("second-record"):
                         self._write_record()
                 if source is not None and on_target:
                     ImageSaver(
                         source,
-                        self._folder,
+                        self._place,
                         self._settings.config,
                         self._record,
                         self._stages,
@@ -151,25 +151,32 @@ class Capture:
             KDUMP_BOOT_ID=self._record.boot_id,
         )
 
-    def _open_target(self) -> LocalDumpFolder:
+    def _open_target(self) -> Place:
         settings = self._settings
-        target = self._root / (settings.target_folder or settings.config.target).lstrip("/")
-        folder = LocalDumpFolder.create(target, _path(settings.target_mount_point), self._record.name)
-        self._record.name = folder.path.name
-        self._where = f"{settings.config.target.rstrip('/')}/{folder.path.name}"
-        return folder
+        target = LocalTarget(
+            self._root / (settings.target_folder or settings.config.target).lstrip("/"),
+            mount_point=_path(settings.target_mount_point),
+            keep_free_bytes=settings.config.keep_free_bytes,
+        )
+        place = target.open(self._record.name)
+        self._record.name = place.name
+        self._where = f"{settings.config.target.rstrip('/')}/{place.name}"
+        return place
 
-    def _open_fallback(self) -> LocalDumpFolder:
+    def _open_fallback(self) -> Place:
         settings = self._settings
-        place = self._root / (settings.fallback_folder or FALLBACK_FOLDER).lstrip("/")
-        folder = LocalDumpFolder.create(place, _path(settings.fallback_mount_point), self._record.name)
-        self._where = f"/{FALLBACK_FOLDER}/{folder.path.name}"
-        return folder
+        target = LocalTarget(
+            self._root / (settings.fallback_folder or FALLBACK_FOLDER).lstrip("/"),
+            mount_point=_path(settings.fallback_mount_point),
+        )
+        place = target.open(self._record.name)
+        self._where = f"/{FALLBACK_FOLDER}/{place.name}"
+        return place
 
-    def _save_log(self, source: Vmcore, folder: LocalDumpFolder) -> None:
+    def _save_log(self, source: Vmcore, place: Place) -> None:
         with self._stages("kernel-log"):
-            saved = save_kernel_log(source, folder)
-            self._record.files.append(saved.file)
+            saved = save_kernel_log(source, place)
+            self._record.files.append(DumpFile(*saved.file))
             self._record.kernel_log_records = saved.records
             for damage in saved.damage:
                 self._stages.add_problem("kernel-log", BadVmcore.reason, damage)
@@ -213,23 +220,19 @@ class Capture:
         record.saved_time = format_utc(now)
         if record.crash_time:
             record.seconds_to_saved = round(max(now - parse_utc(record.crash_time), 0.0), 1)
-        if self._folder is not None:
+        if self._place is not None:
             with self._stages("final-record"):
                 self._write_record()
         self._report()
-        if self._folder is not None and self._settings.small_image and self._settings.target_folder:
+        if self._place is not None and self._settings.small_image and self._settings.target_folder:
             # A root file system keeps its journal itself.
-            save_own_journal(self._root, self._folder.path)
+            save_own_journal(self._root, self._place)
 
     # Helpers
 
     def _write_record(self) -> None:
-        assert self._folder is not None
-        path: Path = self._folder.path / RECORD_FILE
-        try:
-            write_atomically(path, self._record.to_json())
-        except OSError as error:
-            raise TargetUnusable(f"{path}: {error.strerror}") from error
+        assert self._place is not None
+        self._place.put(RECORD_FILE, self._record.to_json().encode())
 
     def _report(self) -> None:
         record = self._record

@@ -58,13 +58,14 @@ class OpenedImage(NamedTuple):
         return self.truncated or bool(self.image.header.flags & elf.ELF_FLAGS_INCOMPLETE)
 
 
-def open_image(path: Path, *, descriptor: int | None = None) -> OpenedImage:
-    """Open a memory image, also one whose end is missing. ``descriptor``: see PlainFile.
+def open_image(path: Path, *, descriptor: int | None = None, file: ByteSource | None = None) -> OpenedImage:
+    """Open a memory image, also one whose end is missing. ``descriptor``: see PlainFile. ``file`` is where
+    the bytes come from if not from a file at ``path``, which is then its name; it is closed with the image.
 
     Raises OSError, or BadVmcore with the path in front.
     """
     with ExitStack() as opened:
-        file: ByteSource = PlainFile(path, descriptor)
+        file = file or PlainFile(path, descriptor)
         opened.callback(file.close)
         try:
             file, wrapping, truncated = _unwrapped(file)

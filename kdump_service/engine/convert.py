@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,11 @@ from kdump_service.dumpfile.formats import DumpWriter, dump_format
 from kdump_service.dumpfile.open_image import OpenedImage, open_image
 from kdump_service.dumpfile.sink import FilePart, Sink, StreamSink
 from kdump_service.engine.dump import Dump
-from kdump_service.engine.file_sink import FileSink
 from kdump_service.engine.survey import Survey, survey_pages
+from kdump_service.engine.uploaded import open_upload
 from kdump_service.engine.verify import verify_dump
-from kdump_service.errors import ConfigError
+from kdump_service.errors import ConfigError, TargetUnusable
+from kdump_service.targets.local import place_of_file
 
 __all__ = ["Conversion", "convert_file", "convert_to_stream"]
 
@@ -94,10 +96,11 @@ def convert_file(
     options.check()
     with open_image(source) as opened:
         result, survey, dump = _prepare(opened, options, progress)
-        sink = FileSink(target, replace=replace)
+        place, name = place_of_file(target, replace=replace)
+        upload = place.create(name)
         try:
-            writer = _write(opened, dump, sink, result, progress)
-            with open_image(sink.path) as written:
+            writer = _write(opened, dump, upload, result, progress)
+            with open_upload(upload) as written:
                 result.verified_pages = verify_dump(
                     opened.pages,
                     written,
@@ -108,9 +111,10 @@ def convert_file(
                 )
             writer.finish(complete=_is_whole(opened, dump))
         except BaseException:
-            sink.leave()
+            with contextlib.suppress(TargetUnusable):  # the error that is under way says more
+                upload.abandon()
             raise
-        result.bytes = sink.commit()
+        result.bytes = upload.publish(name).bytes
         result.parts = writer.parts()
     return result
 

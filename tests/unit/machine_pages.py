@@ -15,9 +15,9 @@ import numpy as np
 
 from kdump_service.dump_options import DumpOptions
 from kdump_service.engine.dump import Dump, WrittenDump
-from kdump_service.engine.file_sink import FileSink
 from kdump_service.engine.survey import Survey, survey_pages
 from kdump_service.pfn import CHUNK_PAGES, BoolArray, fill_range
+from kdump_service.targets.local import LocalPlace
 from tests.builders.machine_memory import Machine
 from tests.unit.machine_image import ImageOfMachine
 
@@ -87,8 +87,8 @@ def dump_machine(
     source = PagesOfMachine(image, faults=faults)
     survey = survey_pages(image, source, options.level, workers=options.threads)
     dump = Dump(image, source, survey, options)
-    sink = FileSink(target, replace=True)
+    sink = LocalPlace(target.parent, replace=True).create(target.name)
     writer = dump.write(sink)
     writer.finish(complete=not dump.written.lost_pages)
-    sink.commit()
+    sink.publish(target.name)
     return survey, dump.written

@@ -32,8 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vmcore": {"errors", "pfn"},
     "filtering": {"errors", "pfn", "vmcore"},
     "dumpfile": {"errors", "dump_options", "pfn", "vmcore"},
-    "engine": {"errors", "atomic_file", "dump_options", "pfn", "vmcore", "filtering", "dumpfile"},
-    "target": {*BASE, "process", "record"},
+    "engine": {"errors", "dump_options", "pfn", "vmcore", "filtering", "dumpfile", "targets"},
+    "targets": {*BASE, "process"},
     "own_state": {"atomic_file"},
     "unit_exchange": {"errors", "log", "atomic_file"},
     "file_identity": {"errors", "folders", "own_state"},
@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "capture": {
         *BASE,
         *("log", "config", "capture_settings", "record", "process", "kernel", "dump_options"),
-        *("vmcore", "dumpfile", "engine", "target"),
+        *("vmcore", "dumpfile", "engine", "targets"),
     },
     "service": {
         *BASE,

@@ -23,7 +23,7 @@ from kdump_service.dumpfile.open_image import open_image
 from kdump_service.errors import BadVmcore, TargetFull, WorkerFailed
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.record import DumpRecord, DumpState
-from kdump_service.target import local
+from kdump_service.targets import local
 from tests.builders.elf_core import PAGE, ElfCore, Segment
 from tests.builders.machine_disks import small_image_machine
 from tests.builders.machine_root import BOOT_ID, FakeKernel, MachineRoot
@@ -159,7 +159,7 @@ def test_too_little_room_for_what_is_configured(
     machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _settings(machine, compression="none")
-    monkeypatch.setattr("kdump_service.capture.image_saver.room_for_dump", lambda folder, keep: 100 * PAGE)
+    monkeypatch.setattr(local.LocalPlace, "room_bytes", lambda self: 100 * PAGE)
     record = _run(machine)
     assert record.state is DumpState.FAILED
     assert record.problems[-1].reason == "target-full"
@@ -300,7 +300,7 @@ def test_full_target_keeps_what_it_has_and_says_incomplete(
     machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _settings(machine, compression="none")
-    _full_after(monkeypatch, 3)
+    _full_after(monkeypatch, 5)
     record = _run(machine)
     assert record.state is DumpState.INCOMPLETE
     assert [problem.reason for problem in record.problems] == ["target-full"]
@@ -351,7 +351,7 @@ def test_an_interrupted_survey_is_the_end(machine: MachineRoot, monkeypatch: pyt
 def test_full_target_and_a_plain_copy(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     _settings(machine)
     _without_engine(monkeypatch)
-    _full_after(monkeypatch, 2)
+    _full_after(monkeypatch, 3)
     record = _run(machine)
     assert record.state is DumpState.INCOMPLETE
     assert record.problems[-1].reason == "target-full"
@@ -381,15 +381,15 @@ def test_image_changed_on_disk_is_never_called_good(
     machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _settings(machine, compression="none")
-    flush = local.LocalFile.flush
+    flush = local.LocalUpload.flush
 
-    def flush_and_damage(self: local.LocalFile) -> None:
+    def flush_and_damage(self: local.LocalUpload) -> None:
         flush(self)
-        with self.path.open("r+b") as file:
-            file.seek(0x40000)
-            file.write(b"\xff" * 0x1000)
+        if self.size_bytes > 0x41000:
+            self.write_at(0x40000, b"\xff" * 0x1000)
+            flush(self)
 
-    monkeypatch.setattr(local.LocalFile, "flush", flush_and_damage)
+    monkeypatch.setattr(local.LocalUpload, "flush", flush_and_damage)
     record = _run(machine)
     assert record.state is DumpState.INCOMPLETE
     assert record.problems[0].reason == "verification-failed"

@@ -795,6 +795,8 @@ def test_content_is_on_the_disk_before_the_name(
     for name in ("fsync", "rename", "link"):
         monkeypatch.setattr(os, name, noted(name))
     convert_file(core, out, DumpOptions(), replace=replace)
+    created, *did = did
+    assert created == ("fsync of the folder", False)
     assert did == [("fsync", False), ("rename" if replace else "link", False), ("fsync of the folder", True)]
 
 

@@ -15,11 +15,11 @@ from kdump_service.dumpfile.kdump_reader import KdumpFile
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.engine.convert import convert_file
 from kdump_service.engine.dump import Dump
-from kdump_service.engine.file_sink import FileSink
 from kdump_service.engine.survey import survey_everything
 from kdump_service.engine.vital import vital_parts
 from kdump_service.errors import BadVmcore
 from kdump_service.pfn import PfnBitmap
+from kdump_service.targets.local import LocalPlace
 from kdump_service.vmcore.reader import PlainFile
 from tests.builders.machine_memory import Machine
 from tests.unit.machine_image import ImageOfMachine
@@ -159,7 +159,7 @@ def test_what_ends_among_the_vital_pages(made: _Made, tmp_path: Path) -> None:
     image = ImageOfMachine(made.machine)
     source = PagesOfMachine(image)
     dump = Dump(image, source, survey_everything(source), DumpOptions(0, "flattened"))
-    sink = FileSink(tmp_path / "dump")
+    sink = LocalPlace(tmp_path).create("dump")
 
     def end(done: int, total: int) -> None:
         if done > 1000:
@@ -167,8 +167,8 @@ def test_what_ends_among_the_vital_pages(made: _Made, tmp_path: Path) -> None:
 
     with pytest.raises(_Enough):
         dump.write(sink, end)
-    sink.leave()
-    with open_image(sink.path) as opened:
+    sink.abandon()
+    with open_image(tmp_path / "dump.incomplete") as opened:
         assert opened.incomplete
         assert isinstance(opened.image, KdumpFile)
         assert _described(opened.image) == dump.written.pages

@@ -19,13 +19,13 @@ from kdump_service.dumpfile.open_image import open_image
 from kdump_service.dumpfile.page_codec import FILL, EncodedPages, PageKind, encode_pages, page_codec
 from kdump_service.engine import page_stream, vital
 from kdump_service.engine.dump import Dump
-from kdump_service.engine.file_sink import FileSink
 from kdump_service.engine.page_stream import Batch, PageStream, batches
 from kdump_service.engine.predict import Prediction
 from kdump_service.engine.survey import Survey, survey_everything, survey_pages
 from kdump_service.engine.verify import SAMPLE_PAGES, check_descriptors, sampled_runs, verify_dump
 from kdump_service.errors import BadVmcore, VerificationFailed
 from kdump_service.pfn import CHUNK_PAGES, PfnBitmap
+from kdump_service.targets.local import LocalPlace
 from kdump_service.vmcore.page_source import PageSource
 from kdump_service.vmcore.virtual_loads import virtual_loads
 from tests.builders.machine_memory import X86_64, Aarch64, Machine
@@ -296,9 +296,9 @@ def test_prediction(
     # Many, since the highest levels of compression take long: a watchdog is fed by them.
     assert len(advances) > 2
     assert advances[-1][0] == advances[-1][1]
-    sink = FileSink(tmp_path / "dump")
+    sink = LocalPlace(tmp_path).create("dump")
     dump.write(sink).finish(complete=True)
-    sink.commit()
+    sink.publish("dump")
     # The zero page of a kdump-compressed file, the slot of LZ4 frames.
     real = dump.format.head_bytes + dump.written.data_bytes + made.page_bytes
     assert predicted.expected_bytes == pytest.approx(real, rel=0.25)
@@ -328,9 +328,9 @@ def test_where_there_is_room_for_all_no_sample_is_needed(
         assert (told.expected_bytes, told.at_most_bytes, sampled) == (most, most, [])
     assert predicted(most - 1).at_most_bytes < most
     assert sampled
-    sink = FileSink(tmp_path / "dump")
+    sink = LocalPlace(tmp_path).create("dump")
     dump.write(sink).finish(complete=True)
-    sink.commit()
+    sink.publish("dump")
     assert (tmp_path / "dump").stat().st_size <= most
 
 

@@ -17,6 +17,7 @@ from kdump_service.errors import ProgramFailed
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.service.crash_reports import report_crashes
 from kdump_service.store.capture_journals import adopt_journal
+from kdump_service.targets.local import LocalPlace
 from tests.builders.machine_root import MachineRoot
 from tests.builders.stored_dumps import TARGET, put_dump
 
@@ -198,7 +199,7 @@ def test_own_journal_is_kept_beside_the_dump(tmp_path: Path, synced: list[list[s
     content = _journal(tmp_path / f"run/log/journal/{MACHINE_ID}/system.journal", "the capture begins")
     folder = tmp_path / "dump"
     folder.mkdir()
-    save_own_journal(tmp_path, folder)
+    save_own_journal(tmp_path, LocalPlace(folder))
     assert synced == [["journalctl", "--sync"]]
     assert (folder / "capture.journal").read_bytes() == content
     assert stat.S_IMODE((folder / "capture.journal").stat().st_mode) == 0o600
@@ -208,21 +209,19 @@ def test_own_journal_is_kept_beside_the_dump(tmp_path: Path, synced: list[list[s
 
 
 def test_journald_that_is_still_starting_is_waited_for(tmp_path: Path, synced: list[list[str]]) -> None:
-    save_own_journal(tmp_path, tmp_path)
+    save_own_journal(tmp_path, LocalPlace(tmp_path))
     assert synced == [["systemctl", "start", "systemd-journald.service"], ["journalctl", "--sync"]]
 
 
-def test_own_journal_replaces_nothing(
-    tmp_path: Path, synced: list[list[str]], caplog: pytest.LogCaptureFixture
-) -> None:
-    _journal(tmp_path / f"run/log/journal/{MACHINE_ID}/system.journal", "the capture begins")
+def test_own_journal_is_written_through_no_link(tmp_path: Path, synced: list[list[str]]) -> None:
+    content = _journal(tmp_path / f"run/log/journal/{MACHINE_ID}/system.journal", "the capture begins")
     folder = tmp_path / "dump"
     folder.mkdir()
     (tmp_path / "elsewhere").write_text("precious")
     (folder / "capture.journal").symlink_to(tmp_path / "elsewhere")
-    save_own_journal(tmp_path, folder)
+    save_own_journal(tmp_path, LocalPlace(folder))
     assert (tmp_path / "elsewhere").read_text() == "precious"
-    assert "is not kept" in caplog.text
+    assert (folder / "capture.journal").read_bytes() == content
 
 
 def test_no_own_journal_costs_nothing(
@@ -232,8 +231,8 @@ def test_no_own_journal_costs_nothing(
         raise ProgramFailed("journalctl: no journald")
 
     monkeypatch.setattr(own_journal, "run", run)
-    save_own_journal(tmp_path, tmp_path)
+    save_own_journal(tmp_path, LocalPlace(tmp_path))
     assert not os.path.lexists(tmp_path / "capture.journal")
     assert "no journald" in caplog.text
-    save_own_journal(tmp_path, tmp_path / "gone")
+    save_own_journal(tmp_path, LocalPlace(tmp_path / "gone"))
     assert "is not kept" in caplog.text

@@ -176,8 +176,12 @@ class DumpRecord:
     memory_available_low_water_kib: int = 0
     """Smallest MemAvailable seen during the capture."""
     peak_resident_kib: int = 0
-    """Largest resident set of the capture process."""
+    """Largest resident set of a process of the capture, but for those that compress pages."""
     problems: list[Problem] = field(default_factory=list)
+
+    def take(self, document: dict[str, Any]) -> None:
+        """Become the record of this JSON object. Raises ValueError."""
+        vars(self).update(vars(self.from_document(document)))
 
     @property
     def stored_bytes(self) -> int:

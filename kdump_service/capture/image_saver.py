@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,8 +34,13 @@ logger = logging.getLogger(__name__)
 
 WriterType = TypeVar("WriterType")
 
-_FINAL = {TargetFull.reason, INTERRUPTED}
-"""Why a survey may fail without a plain copy after it, which would need more room and more time."""
+
+def open_vmcore(path: Path) -> Vmcore:
+    """Open /proc/vmcore. Raises BadVmcore."""
+    try:
+        return Vmcore(path)
+    except OSError as error:
+        raise BadVmcore(f"{path}: {error.strerror}", "Was this kernel started by a crash?") from error
 
 
 class ImageSaver:
@@ -41,7 +48,7 @@ class ImageSaver:
 
     def __init__(
         self,
-        source: Vmcore,
+        vmcore: Path,
         place: Place,
         config: Config,
         record: DumpRecord,
@@ -51,45 +58,49 @@ class ImageSaver:
     ) -> None:
         """``small_image``: whether this boot runs in the small capture image."""
         self._small_image = small_image
-        self._source = source
+        self._vmcore = vmcore
         self._place = place
         self._config = config
         self._record = record
         self._stages = stages
 
-    def save(self) -> None:
-        """Do it; what became of it is in the record."""
+    def save(self) -> bool:
+        """Save the image by the engine. What became of it is in the record; whether a plain copy is what is
+        left is returned."""
         self._record.contents = self._config.contents
         if self._config.level is None:
             self._record.format = "none"
             if self._record.kernel_log_records:
                 self._record.state = DumpState.COMPLETE
-            return
+            return False
         engine: ModuleType | None = None
         with self._stages("load-engine"), lasting():
             # Only now: numpy is large, and the log does without it.
             if self._small_image:
                 load_numpy()
             engine = importlib.import_module("kdump_service.capture.image")
+        if engine is None:
+            return not self._has_problem(INTERRUPTED)
         plan = None
-        if engine is not None:
-            problems = len(self._record.problems)
-            with self._stages("survey"):
-                plan = self._survey(engine)
-            if plan is None and not _FINAL.isdisjoint(
-                problem.reason for problem in self._record.problems[problems:]
-            ):
-                return
-        if engine is not None and plan is not None:
-            self._save_by_engine(engine, plan)
-        else:
-            self._save_plain_copy()
+        with self._stages("survey"):
+            source = open_vmcore(self._vmcore)
+            plan = self._survey(engine, source)
+        if plan is None:
+            return not self._has_problem(TargetFull.reason, INTERRUPTED)
+        self._save_by_engine(engine, plan)
+        return False
 
-    def _survey(self, engine: ModuleType) -> Any:
+    def _has_problem(self, *reasons: str) -> bool:
+        """Whether something went wrong after which a plain copy, which would need more room and more time,
+        is not tried."""
+        return any(problem.reason in reasons for problem in self._record.problems)
+
+    def _survey(self, engine: ModuleType, source: Vmcore) -> Any:
         """Decide what to write; an ImagePlan, whose module is not loaded before this."""
         options = self._config.dump_options(processors=len(os.sched_getaffinity(0)))
         room_bytes = self._place.room_bytes()
-        plan = engine.plan_image(self._source, options, room_bytes, self._in_pages)
+        in_pages = functools.partial(self._stages.progress_in_pages, page_bytes=source.page_bytes)
+        plan = engine.plan_image(source, options, room_bytes, in_pages)
         record = self._record
         record.format, record.compression = plan.options.format, plan.options.codec
         record.dump_level = plan.options.level
@@ -111,11 +122,13 @@ class ImageSaver:
 
     def _save_by_engine(self, engine: ModuleType, plan: Any) -> None:
         record = self._record
+        page_bytes = plan.pages.page_bytes
 
         def write(upload: Upload) -> DumpWriter:
             written = plan.dump.written
             try:
-                writer: DumpWriter = plan.dump.write(upload, self._in_pages("Saving"))
+                progress = self._stages.progress_in_pages("Saving", page_bytes)
+                writer: DumpWriter = plan.dump.write(upload, progress)
             finally:
                 record.pages, record.zero_pages = written.pages, written.zero_pages
                 record.lost_pages = written.lost_pages
@@ -124,12 +137,12 @@ class ImageSaver:
                     "write-image",
                     BadVmcore.reason,
                     f"{written.lost_pages} pages of the crashed kernel's memory could not be read, the first "
-                    f"at physical address {written.lost[0][0] * plan.pages.page_bytes:#x}; they are missing",
+                    f"at physical address {written.lost[0][0] * page_bytes:#x}; they are missing",
                 )
             return writer
 
         def verify(upload: Upload, writer: DumpWriter) -> bool:
-            engine.verify_image(plan, upload, self._in_pages("Verifying"))
+            engine.verify_image(plan, upload, self._stages.progress_in_pages("Verifying", page_bytes))
             whole = not record.lost_pages
             writer.finish(complete=whole)
             record.image_parts = [ImagePart(**dataclasses.asdict(part)) for part in writer.parts()]
@@ -137,9 +150,12 @@ class ImageSaver:
 
         self._write_file(plan.dump.format.file_name, write, verify)
 
-    def _save_plain_copy(self) -> None:
+    def save_plain_copy(self) -> None:
         """What is left without the engine: the whole memory as it is."""
-        source = self._source
+        with self._stages("plain-copy"), open_vmcore(self._vmcore) as source:
+            self._copy(source)
+
+    def _copy(self, source: Vmcore) -> None:
         self._record.format, self._record.compression = "elf", "none"
         self._record.dump_level = 0
         self._record.excluded_pages = {}
@@ -179,6 +195,8 @@ class ImageSaver:
         whole = False
         with self._stages("write-image"):
             upload = self._place.create(name)
+            self._record.state = DumpState.INCOMPLETE
+            self._stages.changed()
             writer = write(upload)
             upload.flush()
         if upload is None:
@@ -186,11 +204,7 @@ class ImageSaver:
         if writer is not None:
             with self._stages("verify"):
                 whole = verify(upload, writer)
-        self._record.state = DumpState.INCOMPLETE
         with self._stages("commit"):
             self._record.files.append(DumpFile(*end_upload(upload, name, whole=whole)))
             if whole:
                 self._record.state = DumpState.COMPLETE
-
-    def _in_pages(self, what: str) -> Callable[[int, int], None]:
-        return self._stages.progress_in_pages(what, self._source.page_bytes)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kdump_service.record import LOG_FILE
@@ -33,8 +33,8 @@ class SavedLog(NamedTuple):
     """The end of the log, where the crash is told."""
 
 
-def save_kernel_log(source: Vmcore, place: Place) -> SavedLog:
-    """Write the log as text, synced, under its final name only when whole.
+def save_kernel_log(source: Vmcore, place: Place, alive: Callable[[], object]) -> SavedLog:
+    """Write the log as text, synced, under its final name only when whole. ``alive`` is called as it grows.
 
     KeepFree= does not hold it up: a log is small, and the second promise. Raises BadVmcore if the core has no
     log that can be found, TargetFull or TargetUnusable.
@@ -56,6 +56,7 @@ def save_kernel_log(source: Vmcore, place: Place) -> SavedLog:
                 upload.write_at(written, bytes(pending))
                 written += len(pending)
                 pending.clear()
+                alive()
             record = next(records, None)
         upload.write_at(written, bytes(pending))
         whole = True

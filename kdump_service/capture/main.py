@@ -6,8 +6,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
-from types import FrameType
 
 from systemd.daemon import notify
 
@@ -15,17 +13,12 @@ from kdump_service import log
 from kdump_service.capture.action import final_action
 from kdump_service.capture.pipeline import Capture, Surroundings
 from kdump_service.capture.settings import read_capture_settings
-from kdump_service.capture.stages import Interrupted
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.record import DumpState
 
 __all__ = ["run_capture"]
 
 logger = logging.getLogger(__name__)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(signal.Signals(number).name)
 
 
 def _open_console() -> None:
@@ -44,14 +37,9 @@ def run_capture() -> int:
         logger.error("/proc/vmcore does not exist: this is not a capture boot")
         return 1
     _open_console()
-    signal.signal(signal.SIGTERM, _interrupt)
     notify("READY=1")
     config = read_capture_settings(kernel_files.root).config
-    try:
-        record = Capture(Surroundings(kernel_files, notify)).run()
-    except Interrupted:
-        logger.error("interrupted")
-        return 1
+    record = Capture(Surroundings(kernel_files, notify)).run()
     complete = record.state is DumpState.COMPLETE
     final_action(config.on_success if complete else config.on_failure)
     return 0 if complete else 1

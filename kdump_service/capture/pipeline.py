@@ -5,38 +5,49 @@ Order: name the crash on the console -> a first record, synced -> the kernel's l
 incomplete name -> verify by reading back -> sync and rename -> the final record -> the final action. A
 stage that fails is recorded, and the next one that can still serve runs.
 
+Whatever reads /proc/vmcore runs in a child: a page that kills who touches it, a fault of ours, a want of
+memory cost that child. What it has found out comes back in the record, which it sends when it has changed.
+
 Nothing here has to succeed for the machine to come back: kdump-capture.service reboots it when this process
 ends, however it ends, and ends it when no bytes have moved for WatchdogSec=.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kdump_service import log
-from kdump_service.capture.image_saver import ImageSaver
+from kdump_service.capture.children import Children, End, Report
+from kdump_service.capture.image_saver import ImageSaver, open_vmcore
 from kdump_service.capture.kernel_log import save_kernel_log
 from kdump_service.capture.own_journal import save_own_journal
 from kdump_service.capture.progress import MemoryGauge
 from kdump_service.capture.settings import read_capture_settings
-from kdump_service.capture.stages import Stages
+from kdump_service.capture.stages import INTERRUPTED, Interrupted, Stages
 from kdump_service.capture_settings import CaptureSettings
-from kdump_service.errors import BadVmcore
+from kdump_service.errors import BadVmcore, WorkerFailed
 from kdump_service.folders import FALLBACK_FOLDER
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.quantity import format_bytes, format_seconds, format_utc, parse_utc
-from kdump_service.record import RECORD_FILE, TEST_CRASH_MARK, DumpFile, DumpRecord, DumpState
+from kdump_service.record import (
+    JOURNAL_FILE,
+    RECORD_FILE,
+    TEST_CRASH_MARK,
+    DumpFile,
+    DumpRecord,
+    DumpState,
+)
 from kdump_service.targets.contract import Place
 from kdump_service.targets.local import LocalTarget
 from kdump_service.vmcore.crash_identity import identify
 from kdump_service.vmcore.printk import LogRecord
-from kdump_service.vmcore.reader import Vmcore
 
 __all__ = ["Capture", "Surroundings"]
 
@@ -54,6 +65,8 @@ class Surroundings:
     notify: Callable[[str], object]
     """Takes sd_notify(3) assignments."""
     clock: Callable[[], float] = time.time
+    end_of_child: Callable[[], object] = lambda: None
+    """Is called in each child that has done its work."""
 
 
 class Capture:
@@ -66,31 +79,32 @@ class Capture:
         self._gauge = MemoryGauge(self._kernel_files)
         self._started = surroundings.clock()
         self._settings: CaptureSettings = read_capture_settings(self._root)
+        host = self._settings.host or self._kernel_files.host_name
         self._record = DumpRecord(
-            name="",
-            host=self._settings.host or self._kernel_files.host_name,
+            name=_name(format_utc(self._started), host),
+            host=host,
             boot_id=self._settings.boot_id,
             armed_identity=self._settings.armed_identity,
             environment=self._settings.environment,
+            machine=os.uname().machine,
             armed_uptime_seconds=self._settings.armed_uptime_seconds,
             capture_uptime_seconds=round(self._kernel_files.uptime_sec(), 2),
             memory_total_kib=self._gauge.total_kib,
             memory_available_at_start_kib=self._gauge.available_at_start_kib,
         )
         self._stages = Stages(self._record, self._gauge, surroundings.notify)
+        self._children = Children(surroundings.notify, self._take_record)
         self._place: Place | None = None
         self._where = "nowhere"
         """The dump's folder, by its name in production."""
 
     def run(self) -> DumpRecord:
         """Capture, and return what became of it. Failures of stages are in the record, never raised."""
-        for problem in self._settings.problems:
-            self._stages.add_problem("settings", "bad-configuration", problem)
-        with contextlib.ExitStack() as stack:
-            source = None
-            with self._stages("identify"):
-                source = stack.enter_context(self._open_vmcore())
-            self._name_the_crash(source)
+        with self._children:
+            for problem in self._settings.problems:
+                self._stages.add_problem("settings", "bad-configuration", problem)
+            has_vmcore = self._in_child("identify", self._identify) is not False
+            self._name_the_crash()
             with self._stages("open-target"):
                 self._place = self._open_target()
             on_target = self._place is not None
@@ -101,54 +115,92 @@ class Capture:
             if self._place is not None:
                 with self._stages("first-record"):
                     self._write_record()
-                if source is not None:
-                    self._save_log(source, self._place)
+                if has_vmcore:
+                    self._in_child("kernel-log", self._save_log)
                     with self._stages("second-record"):
                         self._write_record()
-                if source is not None and on_target:
-                    ImageSaver(
-                        source,
-                        self._place,
-                        self._settings.config,
-                        self._record,
-                        self._stages,
-                        small_image=self._settings.small_image,
-                    ).save()
-        self._finish()
+                if has_vmcore and on_target:
+                    self._save_image()
+            self._finish()
         return self._record
+
+    # Children
+
+    def _in_child(self, stage: str, work: Callable[[], Any]) -> Any:
+        """Do a part of the work in a child, which may change the record; what it returned, or None if it came
+        to no end, of which the record then tells."""
+
+        def in_child(report: Report) -> Any:
+            self._stages.become_child(report.notify, lambda: report.record(dataclasses.asdict(self._record)))
+            value = work()
+            self._stages.changed()
+            self._surroundings.end_of_child()
+            return value
+
+        with self._stages(stage):
+            outcome = self._children.run(in_child)
+            if outcome.end is End.DONE:
+                return outcome.value
+            self._look_at_files()
+            if outcome.end is not End.INTERRUPTED:
+                self._stages.add_problem(stage, WorkerFailed.reason, f"the process that does this {outcome}")
+            elif not any(problem.reason == INTERRUPTED for problem in self._record.problems):
+                raise Interrupted
+        return None
+
+    def _take_record(self, document: dict[str, Any]) -> None:
+        """What a child tells."""
+        self._record.take(document)
+        self._gauge.low_water_kib = min(
+            self._gauge.low_water_kib, self._record.memory_available_low_water_kib
+        )
+
+    def _look_at_files(self) -> None:
+        """What became of the files that a child had begun, and did not finish."""
+        if self._place is not None:
+            found = [file for file in self._place.files() if file.name not in (RECORD_FILE, JOURNAL_FILE)]
+            self._record.files = [DumpFile(*file) for file in found]
+
+    def _save_image(self) -> None:
+        assert self._place is not None
+        saver = ImageSaver(
+            self._kernel_files.vmcore,
+            self._place,
+            self._settings.config,
+            self._record,
+            self._stages,
+            small_image=self._settings.small_image,
+        )
+        if self._in_child("image", saver.save) is True:
+            self._in_child("plain-copy", saver.save_plain_copy)
 
     # Stages
 
-    def _open_vmcore(self) -> Vmcore:
-        path = self._kernel_files.vmcore
-        try:
-            return Vmcore(path)
-        except OSError as error:
-            raise BadVmcore(f"{path}: {error.strerror}", "Was this kernel started by a crash?") from error
-
-    def _name_the_crash(self, source: Vmcore | None) -> None:
-        crash_time: int | None = None
-        if source is not None:
+    def _identify(self) -> bool:
+        """Find out which kernel crashed, and when; whether there is a memory image at all."""
+        with self._stages("identify"), open_vmcore(self._kernel_files.vmcore) as source:
             info = source.vmcoreinfo
-            crash_time = info.crash_time
+            if info.crash_time is not None:
+                self._record.crash_time = format_utc(info.crash_time)
             self._record.kernel_release = info.release
             self._record.kernel_build_id = info.build_id
             self._record.vmcore_bytes = source.size_bytes
-        self._record.machine = os.uname().machine
-        if crash_time is not None:
-            self._record.crash_time = format_utc(crash_time)
-        moment = format_utc(self._started if crash_time is None else crash_time)
-        host = "".join(c if c.isascii() and (c.isalnum() or c in "-.") else "-" for c in self._record.host)
-        self._record.name = f"{moment.replace('-', '').replace(':', '')}-{host.strip('.-') or 'localhost'}"
+            return True
+        return False
+
+    def _name_the_crash(self) -> None:
+        record = self._record
+        moment = record.crash_time or format_utc(self._started)
+        record.name = _name(moment, record.host)
         log.event(
             logger,
             logging.INFO,
             log.MessageId.CAPTURE_STARTED,
-            f"Kernel {self._record.kernel_release or '(unknown)'} of {host} crashed at {moment}; "
-            f"saving {format_bytes(self._record.vmcore_bytes)} of memory to {self._settings.config.target}",
-            KDUMP_NAME=self._record.name,
-            KDUMP_KERNEL_RELEASE=self._record.kernel_release,
-            KDUMP_BOOT_ID=self._record.boot_id,
+            f"Kernel {record.kernel_release or '(unknown)'} of {record.host} crashed at {moment}; "
+            f"saving {format_bytes(record.vmcore_bytes)} of memory to {self._settings.config.target}",
+            KDUMP_NAME=record.name,
+            KDUMP_KERNEL_RELEASE=record.kernel_release,
+            KDUMP_BOOT_ID=record.boot_id,
         )
 
     def _open_target(self) -> Place:
@@ -173,9 +225,10 @@ class Capture:
         self._where = f"/{FALLBACK_FOLDER}/{place.name}"
         return place
 
-    def _save_log(self, source: Vmcore, place: Place) -> None:
-        with self._stages("kernel-log"):
-            saved = save_kernel_log(source, place)
+    def _save_log(self) -> None:
+        assert self._place is not None
+        with self._stages("kernel-log"), open_vmcore(self._kernel_files.vmcore) as source:
+            saved = save_kernel_log(source, self._place, self._stages.alive)
             self._record.files.append(DumpFile(*saved.file))
             self._record.kernel_log_records = saved.records
             for damage in saved.damage:
@@ -213,9 +266,6 @@ class Capture:
         record = self._record
         if record.state is DumpState.CAPTURING:
             record.state = DumpState.FAILED
-        self._gauge.sample()
-        record.memory_available_low_water_kib = self._gauge.low_water_kib
-        record.peak_resident_kib = self._kernel_files.peak_resident_kib()
         now = self._surroundings.clock()
         record.saved_time = format_utc(now)
         if record.crash_time:
@@ -260,6 +310,12 @@ class Capture:
         else:
             text = f"No dump: {why} (record: {where})"
             log.event(logger, logging.ERROR, log.MessageId.CAPTURE_FAILED, text, **fields)
+
+
+def _name(moment: str, host: str) -> str:
+    """A folder's name, of a time as format_utc has it and of any text."""
+    host = "".join(c if c.isascii() and (c.isalnum() or c in "-.") else "-" for c in host)
+    return f"{moment.replace('-', '').replace(':', '')}-{host.strip('.-') or 'localhost'}"
 
 
 def _path(text: str) -> Path | None:

@@ -36,6 +36,10 @@ class MemoryGauge:
         self.available_at_start_kib = memory.get("MemAvailable", 0)
         self.low_water_kib = self.available_at_start_kib
 
+    def resident_kib(self) -> int:
+        """The largest resident set that this process has had."""
+        return self._kernel_files.peak_resident_kib()
+
     def sample(self) -> None:
         """Look once."""
         available = self._kernel_files.meminfo_kib().get("MemAvailable", self.low_water_kib)

@@ -21,17 +21,24 @@ INTERRUPTED = "interrupted"
 
 
 class Interrupted(Exception):
-    """The process was asked to end (SIGTERM); raised by the signal handler inside the running stage."""
+    """The process was asked to end; raised by a child's signal handler inside the running stage."""
 
 
 class Stages:
     """Runs stages, and writes down in the record what became of them."""
 
-    def __init__(self, record: DumpRecord, gauge: MemoryGauge, notify: Callable[[str], object]) -> None:
-        """``notify`` takes sd_notify(3) assignments."""
+    def __init__(
+        self,
+        record: DumpRecord,
+        gauge: MemoryGauge,
+        notify: Callable[[str], object],
+        changed: Callable[[], object] = lambda: None,
+    ) -> None:
+        """``notify`` takes sd_notify(3) assignments; ``changed`` is called when the record has changed."""
         self._record = record
         self._gauge = gauge
         self._notify = notify
+        self.changed = changed
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -52,6 +59,17 @@ class Stages:
         finally:
             self._record.stage_seconds[name] = round(time.monotonic() - started, 3)
             self._gauge.sample()
+            self._record.memory_available_low_water_kib = self._gauge.low_water_kib
+            self._record.peak_resident_kib = max(self._record.peak_resident_kib, self._gauge.resident_kib())
+            self.changed()
+
+    def become_child(self, notify: Callable[[str], object], changed: Callable[[], object]) -> None:
+        """Tell another from now on; see the arguments of the class."""
+        self._notify, self.changed = notify, changed
+
+    def alive(self) -> None:
+        """Tell that what has no progress to show goes on."""
+        self._notify("WATCHDOG=1")
 
     def add_problem(self, stage: str, reason: str, message: str) -> None:
         """Put it into the record and the journal."""

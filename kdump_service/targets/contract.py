@@ -103,6 +103,9 @@ class Place(Protocol):
         """Put a small file, in place of one of that name. Afterwards, also if that is after a loss of power,
         it is there as a whole, or what was there before is."""
 
+    def files(self) -> list[StoredFile]:
+        """The files of the dump that are there, complete or not, by name."""
+
     def create(self, name: str, *, is_log: bool = False) -> Upload:
         """Begin a large file. A log may take the room that is kept free for production (``KeepFree=``)."""
 

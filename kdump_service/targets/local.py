@@ -148,6 +148,17 @@ class LocalPlace:
         except OSError as error:
             raise _target_error(error, path, self._advice) from error
 
+    def files(self) -> list[StoredFile]:
+        """See Place."""
+        try:
+            return [
+                _stored(path.name, path.lstat())
+                for path in sorted(self._folder.iterdir())
+                if not path.name.startswith(".")  # what put() has not finished
+            ]
+        except OSError as error:
+            raise _target_error(error, self._folder, self._advice) from error
+
     def create(self, name: str, *, is_log: bool = False) -> LocalUpload:
         """See Place. The name, NAME.incomplete, is durable at once."""
         path = self._folder / f"{name}.incomplete"

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import hashlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from elftools.elf.elffile import ELFFile
@@ -17,8 +21,9 @@ from elftools.elf.elffile import ELFFile
 from kdump_service.arm.loader import Loader, LoadRequest
 from kdump_service.arm.plan import plan_load, write_capture_settings
 from kdump_service.capture.pipeline import Capture, Surroundings
-from kdump_service.capture.stages import Interrupted
+from kdump_service.capture.stages import Interrupted, Stages
 from kdump_service.config import Config
+from kdump_service.dumpfile.kdump_writer import KdumpWriter
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.errors import BadVmcore, TargetFull, WorkerFailed
 from kdump_service.kernel.files import KernelFiles
@@ -374,6 +379,123 @@ def test_interrupted_capture_is_incomplete(machine: MachineRoot, monkeypatch: py
     record = _run(machine)
     assert record.state is DumpState.INCOMPLETE
     assert [problem.reason for problem in record.problems] == ["interrupted"]
+
+
+# What becomes of the process that reads the memory
+
+
+def _die(number: signal.Signals) -> Callable[..., None]:
+    def die(*arguments: object, **options: object) -> None:
+        faulthandler.disable()
+        os.kill(os.getpid(), number)
+
+    return die
+
+
+def _at_page(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
+    """Do this when so many batches of pages have been written."""
+    place = KdumpWriter._place
+    calls = []
+
+    def act_at_last(self: KdumpWriter, *batch: Any) -> Any:
+        calls.append(batch)
+        if len(calls) == number:
+            act()
+        return place(self, *batch)
+
+    monkeypatch.setattr(KdumpWriter, "_place", act_at_last)
+
+
+@pytest.mark.promise("never-lose-the-log")
+def test_what_kills_the_engine_costs_neither_log_nor_record(
+    machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _settings(machine, contents="kernel")
+    monkeypatch.setattr("kdump_service.capture.image.survey_pages", _die(signal.SIGBUS))
+    record = _run(machine)
+    assert record.state is DumpState.FAILED
+    assert [problem.reason for problem in record.problems] == ["worker-failed"]
+    assert "was killed by SIGBUS" in record.problems[0].message
+    assert DumpRecord.read(machine.path / "var/crash" / NAME).panic_message == LOG[1]
+    assert (machine.path / "var/crash" / NAME / "dmesg.txt").exists()
+
+
+@pytest.mark.promise("no-broken-dump-as-good", "incomplete-says-so")
+def test_what_kills_the_engine_while_it_writes(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    _settings(machine, compression="none")
+    _at_page(monkeypatch, 5, _die(signal.SIGKILL))
+    record = _run(machine)
+    assert record.state is DumpState.INCOMPLETE
+    assert "was killed by SIGKILL" in record.problems[0].message
+    saved = DumpRecord.read(machine.path / "var/crash" / NAME)
+    assert saved.panic_message == LOG[1]
+    [log_file, image] = saved.files
+    path = machine.path / "var/crash" / NAME / "vmcore.incomplete"
+    assert (log_file.name, image.name, image.size_bytes) == (
+        "dmesg.txt",
+        "vmcore.incomplete",
+        path.stat().st_size,
+    )
+    with open_image(path) as opened:
+        assert opened.incomplete
+
+
+@pytest.mark.promise("no-broken-dump-as-good", "incomplete-says-so")
+def test_sigterm_while_pages_are_written(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were written are described: the child comes to an end."""
+    _settings(machine, compression="none")
+    supervisor = os.getpid()
+
+    def terminate() -> None:
+        os.kill(supervisor, signal.SIGTERM)
+        signal.pause()
+
+    _at_page(monkeypatch, 5, terminate)
+    record = _run(machine)
+    assert record.state is DumpState.INCOMPLETE
+    assert [(problem.stage, problem.reason) for problem in record.problems] == [
+        ("write-image", "interrupted")
+    ]
+    assert record.pages > 100
+    with open_image(machine.path / "var/crash" / NAME / "vmcore.incomplete") as saved:
+        assert saved.image.read_physical(0x100000, 100 * PAGE) == _core().segments[1].content[: 100 * PAGE]
+
+
+@pytest.mark.parametrize("when", ["load-engine", "kernel-log", "identify"])
+@pytest.mark.promise("only-the-right-person")
+def test_sigterm_is_followed_by_no_plain_copy(
+    machine: MachineRoot, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    _settings(machine, contents="kernel")
+    supervisor = os.getpid()
+    done = Stages.__call__
+
+    def terminate(self: Stages, name: str) -> AbstractContextManager[None]:
+        if name == when and os.getpid() != supervisor:
+            os.kill(supervisor, signal.SIGTERM)
+            signal.pause()
+        return done(self, name)
+
+    monkeypatch.setattr(Stages, "__call__", terminate)
+    record = _run(machine)
+    assert record.state is DumpState.FAILED
+    assert [problem.reason for problem in record.problems] == ["interrupted"]
+    saved = DumpRecord.read(machine.path / "var/crash" / record.name)
+    assert (saved.state, saved.problems) == (record.state, record.problems)
+    assert not list((machine.path / "var/crash" / record.name).glob("vmcore*"))
+
+
+@pytest.mark.parametrize("dies", ["open_vmcore", "save_kernel_log"])
+def test_what_kills_who_reads_the_log_costs_the_log(
+    machine: MachineRoot, monkeypatch: pytest.MonkeyPatch, dies: str
+) -> None:
+    """Of the headers, the name by the crash; the image is saved all the same."""
+    _settings(machine)
+    monkeypatch.setattr(f"kdump_service.capture.pipeline.{dies}", _die(signal.SIGSEGV))
+    record = _run(machine)
+    assert record.state is DumpState.COMPLETE
+    assert {problem.reason for problem in record.problems} == {"worker-failed"}
+    assert (machine.path / "var/crash" / record.name / "vmcore").exists()
 
 
 @pytest.mark.promise("no-broken-dump-as-good", "read-back")

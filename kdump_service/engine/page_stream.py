@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdump_service.dumpfile.page_codec import FILL, EncodedPages, PageKind
-from kdump_service.engine.workers import WorkerPool
-from kdump_service.errors import BadVmcore
+from kdump_service.engine.workers import Death, WorkerPool
+from kdump_service.errors import BadVmcore, WorkerFailed
 from kdump_service.vmcore.page_source import PageSource
 
 __all__ = ["Batch", "EncodedBatch", "Encoder", "PageStream", "batches"]
@@ -113,24 +113,27 @@ class PageStream:
         """Encode batches, which come back in order; one that killed its reader comes back in pieces."""
         for result in self._pool.map(batch.runs.tobytes() for batch in work):
             batch = Batch(np.frombuffer(result.request, np.int64).reshape(-1, 2))
-            if result.reply is None:
-                self.deaths += 1
-                yield from self._retry(batch, result.slot)
+            if isinstance(result.reply, Death):
+                yield from self._retry(batch, result.slot, result.reply)
             else:
                 yield self._decoded(batch, result.reply, result.slot)
 
-    def _retry(self, batch: Batch, slot: memoryview) -> Iterator[EncodedBatch]:
-        """Find the pages that kill: halve the batch until they stand alone."""
-        if batch.page_count == 1 or self.deaths > _MOST_DEATHS:
+    def _retry(self, batch: Batch, slot: memoryview, death: Death) -> Iterator[EncodedBatch]:
+        """Find the pages that kill: halve the batch until they stand alone. Where it is not they, half a
+        batch may do what a whole one could not. Raises WorkerFailed if not even a page can be done."""
+        self.deaths += 1
+        alone = batch.page_count == 1 or self.deaths > _MOST_DEATHS
+        if alone and not death.poisoned:
+            raise WorkerFailed(f"a process that compresses pages {death}, and so did its successors")
+        if alone:
             starts, counts = batch.runs.T
             lost = np.repeat(np.where(starts == FILL, PageKind.ZERO, PageKind.LOST), counts).astype(np.uint8)
             yield EncodedBatch(batch, EncodedPages(lost, np.zeros(len(lost), np.uint32)), slot[:0])
             return
         for half in batch.halves():
             reply = self._pool.alone(half.runs.tobytes(), slot)
-            if reply is None:
-                self.deaths += 1
-                yield from self._retry(half, slot)
+            if isinstance(reply, Death):
+                yield from self._retry(half, slot, reply)
             else:
                 yield self._decoded(half, reply, slot)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kdump_service.engine.workers import WorkerPool
+from kdump_service.engine.workers import Death, WorkerPool
 from kdump_service.errors import BadVmcore
 from kdump_service.filtering.page_classes import PageClass, PageClassifier, excludes_anything
 from kdump_service.filtering.page_filter import PageFilter
@@ -89,8 +89,8 @@ def survey_pages(
     with WorkerPool(judge, workers, _CHUNK_BYTES) as pool:
         for outcome in pool.map(requests()):
             chunk = int.from_bytes(outcome.request, "little")
-            if outcome.reply is None:
-                # A struct page killed its reader: whatever the chunk holds is kept.
+            if isinstance(outcome.reply, Death):
+                # No reader came to its end: whatever the chunk holds is kept.
                 bits = source.present(chunk)
                 result.unreadable_struct_pages += int(np.count_nonzero(bits))
             else:

@@ -5,6 +5,9 @@ Processes, not threads, for two reasons. Memory of a crashed machine can be pois
 touching a bad page of /proc/vmcore kills who touches it (SIGBUS, or a synchronous external abort on arm64),
 and that shall cost the page, not the dump. And Python's lock is no bottleneck then.
 
+What kills by anything else, such as a want of memory, says nothing against the page: the request is done
+again, by one process less.
+
 A job is a function from a request to a reply (both short) that may fill a slot of shared memory. Requests
 are handed out in order, and their results come back in order. Nobody polls: the parent sleeps in poll(2), the
 workers in read(2).
@@ -27,7 +30,7 @@ from typing import NamedTuple
 
 from kdump_service.errors import KdumpError, WorkerFailed, error_class
 
-__all__ = ["Job", "Result", "WorkerPool"]
+__all__ = ["Death", "Job", "Result", "WorkerPool"]
 
 Job = Callable[[bytes, memoryview], bytes]
 
@@ -37,12 +40,33 @@ _DEPTH = 2
 """Requests at one worker: the one that it does, and one more so that it need not wait for us."""
 
 
+_MOST_TRIES = 3
+"""So often a request is done that has killed its worker for no fault of the memory that it reads."""
+
+
+class Death(NamedTuple):
+    """How a worker died over a request."""
+
+    signal: int
+    """0 if it was no signal."""
+
+    @property
+    def poisoned(self) -> bool:
+        """Whether what it read has killed it."""
+        return self.signal in (signal.SIGBUS, signal.SIGSEGV)
+
+    def __str__(self) -> str:
+        if self.signal:
+            return f"was killed by {signal.Signals(self.signal).name}"
+        return "ended early, as for want of memory"
+
+
 class Result(NamedTuple):
     """The outcome of one request."""
 
     request: bytes
-    reply: bytes | None
-    """None if the worker died over it."""
+    reply: bytes | Death
+    """A Death if the worker died over it, each time if it was not what it read."""
     slot: memoryview
     """What the job filled in; may be used until the next result is asked for."""
 
@@ -68,6 +92,8 @@ class WorkerPool:
         self._shared = mmap.mmap(-1, self._slots * slot_bytes)
         self._memory = memoryview(self._shared)
         self._workers: list[_Worker] = []
+        self._tries: dict[int, int] = {}
+        """How often a request, by its number, has killed its worker."""
 
     def __enter__(self) -> WorkerPool:
         for _ in range(self._count):
@@ -95,11 +121,12 @@ class WorkerPool:
         """Do all requests; results in the order of the requests."""
         todo = iter(requests)
         free = deque(range(self._slots))
-        done: dict[int, tuple[int, bytes | None]] = {}  # number -> slot, reply
+        done: dict[int, tuple[int, bytes | Death]] = {}  # number -> slot, reply
         asked: dict[int, bytes] = {}
         following = 0  # number of the next request
         wanted = 0  # number of the next result
         exhausted = False
+        self._tries.clear()
         while True:
             while free and not exhausted:
                 worker = min(self._workers, key=lambda worker: len(worker.pending))
@@ -124,10 +151,13 @@ class WorkerPool:
             for number, slot, reply in self._collect(asked):
                 done[number] = (slot, reply)
 
-    def alone(self, request: bytes, slot: memoryview) -> bytes | None:
-        """Do one request in a process of its own, into a slot that a result came with; None if it dies."""
+    def alone(self, request: bytes, slot: memoryview) -> bytes | Death:
+        """Do one request in a process of its own, into a slot that a result came with."""
         read_end, write_end = os.pipe()
-        pid = os.fork()
+        with _no_signals():
+            pid = os.fork()
+            if not pid:
+                _ignore_signals()
         if not pid:
             try:
                 self._become_child()
@@ -138,10 +168,13 @@ class WorkerPool:
         os.close(write_end)
         try:
             answer = _read_answer(read_end)
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)
+            raise
         finally:
             os.close(read_end)
-            os.waitpid(pid, 0)
-        return None if answer is None else _reply_of(answer)
+            _, status = os.waitpid(pid, 0)
+        return _death(status) if answer is None else _reply_of(answer)
 
     # One worker
 
@@ -155,13 +188,13 @@ class WorkerPool:
         with contextlib.suppress(BrokenPipeError):
             _write_all(worker.requests, _HEADER.pack(slot, _OK, len(request)) + request)
 
-    def _collect(self, asked: dict[int, bytes]) -> list[tuple[int, int, bytes | None]]:
+    def _collect(self, asked: dict[int, bytes]) -> list[tuple[int, int, bytes | Death]]:
         """Wait for at least one answer."""
         poll = select.poll()
         by_descriptor = {worker.replies: worker for worker in self._workers if worker.pending}
         for descriptor in by_descriptor:
             poll.register(descriptor, select.POLLIN)
-        collected: list[tuple[int, int, bytes | None]] = []
+        collected: list[tuple[int, int, bytes | Death]] = []
         for descriptor, _ in poll.poll():
             worker = by_descriptor[descriptor]
             answer = _read_answer(descriptor)
@@ -169,13 +202,18 @@ class WorkerPool:
             if answer is not None:
                 collected.append((number, slot, _reply_of(answer)))
                 continue
-            # It died over this request; what it had not begun goes to its successor.
-            collected.append((number, slot, None))
-            self._workers.remove(worker)  # the successor's pipes get the numbers of its descriptors
-            self._reap(worker)
-            successor = self._fork()
-            self._workers.append(successor)
+            self._workers.remove(worker)  # a successor's pipes get the numbers of its descriptors
+            death = self._reap(worker)
+            self._tries[number] = self._tries.get(number, 0) + 1
+            if death.poisoned or self._tries[number] >= _MOST_TRIES:
+                collected.append((number, slot, death))
+            else:
+                worker.pending.appendleft((number, slot))
+            if death.poisoned or not self._workers:
+                self._workers.append(self._fork())
+            # What it had not begun.
             for other, other_slot in worker.pending:
+                successor = min(self._workers, key=lambda each: len(each.pending))
                 self._send(successor, other, other_slot, asked[other])
         return collected
 
@@ -183,7 +221,10 @@ class WorkerPool:
         with contextlib.ExitStack() as pipes:
             request_read, request_write = _pipe(pipes)
             reply_read, reply_write = _pipe(pipes)
-            pid = os.fork()
+            with _no_signals():
+                pid = os.fork()
+                if not pid:
+                    _ignore_signals()
             pipes.pop_all()
         if pid:
             os.close(request_read)
@@ -200,20 +241,39 @@ class WorkerPool:
             os._exit(0)  # whatever happens: the parent's code must not go on here
 
     def _become_child(self) -> None:
-        """Leave the parent's signal handlers, pipes and garbage behind."""
+        """Leave the parent's pipes and garbage behind."""
         # The collector marks all objects that it looks at, and each page with a mark becomes a copy of our
         # own: measured, 1 to 2 MiB for each worker.
         gc.freeze()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
         for worker in self._workers:
             os.close(worker.requests)
             os.close(worker.replies)
 
-    def _reap(self, worker: _Worker) -> None:
+    def _reap(self, worker: _Worker) -> Death:
         os.close(worker.requests)
         os.close(worker.replies)
-        os.waitpid(worker.pid, 0)
+        _, status = os.waitpid(worker.pid, 0)
+        return _death(status)
+
+
+def _death(status: int) -> Death:
+    return Death(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
+
+
+@contextlib.contextmanager
+def _no_signals() -> Iterator[None]:
+    """Within, no handler runs: in a new process that would be one of its parent's."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _ignore_signals() -> None:
+    """What a terminal or systemd sends to all is for the parent, which ends its workers."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _pipe(until: contextlib.ExitStack) -> tuple[int, int]:
@@ -229,6 +289,8 @@ def _answer(job: Job, descriptor: int, slot: int, request: bytes, memory: memory
     status = _OK
     try:
         reply = job(request, memory)
+    except MemoryError:
+        os._exit(1)  # what it holds is given back, and the parent knows what to do
     except KdumpError as error:
         status, reply = _REFUSED, "\0".join((error.dbus_name(), error.hint, str(error))).encode()
     except BaseException as error:  # the edge of this process: told to the parent, which raises it

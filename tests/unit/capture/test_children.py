@@ -117,9 +117,8 @@ def test_grandchildren_do_not_keep_the_supervisor_waiting(supervisor: Children) 
             if kill:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        began = time.monotonic()
+        # Else it would wait until the grandchild ends, which it does not.
         assert supervisor.run(work).end is (End.KILLED if kill else End.DONE)
-        assert time.monotonic() - began < 30
         os.close(write_end)
         with open(read_end, encoding="ascii") as lines:
             pids.append(int(lines.readline()))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -23,7 +25,7 @@ from kdump_service.engine.page_stream import Batch, PageStream, batches
 from kdump_service.engine.predict import Prediction
 from kdump_service.engine.survey import Survey, survey_everything, survey_pages
 from kdump_service.engine.verify import SAMPLE_PAGES, check_descriptors, sampled_runs, verify_dump
-from kdump_service.errors import BadVmcore, VerificationFailed
+from kdump_service.errors import BadVmcore, VerificationFailed, WorkerFailed
 from kdump_service.pfn import CHUNK_PAGES, PfnBitmap
 from kdump_service.targets.local import LocalPlace
 from kdump_service.vmcore.page_source import PageSource
@@ -149,6 +151,36 @@ def test_bad_pages_of_both_kinds(machine: Machine) -> None:
     source = PagesOfMachine(ImageOfMachine(machine), faults=faults)
     found, _ = _read(source, [(0x200, 0x100)])
     assert found == _content(machine, sorted(set(range(0x200, 0x300)) - faults.keys()))
+
+
+def test_a_want_of_memory_costs_no_page(machine: Machine, tmp_path: Path) -> None:
+    """The kernel kills a reader; and one that has more than a few pages to read is killed each time."""
+
+    def killed_once() -> None:
+        if not (tmp_path / "killed").exists():
+            (tmp_path / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    source = PagesOfMachine(ImageOfMachine(machine), faults={0x211: killed_once})
+    found, deaths = _read(source, [(0x200, 0x300)])
+    assert (found, deaths) == (_content(machine, range(0x200, 0x500)), 0)
+
+    class Greedy(PagesOfMachine):
+        def read_pages(self, first_pfn: int, count: int, target: memoryview) -> None:
+            if count > 16:
+                raise MemoryError
+            super().read_pages(first_pfn, count, target)
+
+    found, deaths = _read(Greedy(ImageOfMachine(machine)), [(0x200, 0x100)])
+    assert found == _content(machine, range(0x200, 0x300))
+    assert deaths > 2
+
+    def always() -> None:
+        raise MemoryError
+
+    source = PagesOfMachine(ImageOfMachine(machine), faults={0x211: always})
+    with pytest.raises(WorkerFailed, match="ended early, as for want of memory, and so did its successors"):
+        _read(source, [(0x200, 0x100)])
 
 
 def test_a_page_that_is_in_a_batch_of_its_own(machine: Machine) -> None:

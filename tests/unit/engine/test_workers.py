@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from kdump_service.engine.workers import Job, WorkerPool
+from kdump_service.engine.workers import Death, Job, WorkerPool
 from kdump_service.errors import BadVmcore, WorkerFailed
 
 SLOT_BYTES = 4096
-KILLED = None
 
 
 def _numbers(count: int) -> Iterator[bytes]:
@@ -37,15 +36,17 @@ def _square(request: bytes, slot: memoryview) -> bytes:
     return (_number(request) ** 2).to_bytes(4, "little")
 
 
-def _run(job: Job, count: int, workers: int = 2) -> list[int | None]:
+def _run(job: Job, count: int, workers: int = 2) -> list[int | Death]:
     """The replies, as numbers; slots must hold what ``_square`` puts there."""
-    replies: list[int | None] = []
+    replies: list[int | Death] = []
     with WorkerPool(job, workers, SLOT_BYTES) as pool:
         for index, result in enumerate(pool.map(_numbers(count))):
             assert _number(result.request) == index
-            if result.reply is not KILLED:
+            if isinstance(result.reply, Death):
+                replies.append(result.reply)
+            else:
                 assert bytes(result.slot) == result.request * (SLOT_BYTES // 4)
-            replies.append(None if result.reply is None else _number(result.reply))
+                replies.append(_number(result.reply))
     return replies
 
 
@@ -88,7 +89,7 @@ def test_all_workers_work() -> None:
     pids: set[bytes] = set()
     with WorkerPool(lambda request, slot: str(os.getpid()).encode(), 3, SLOT_BYTES) as pool:
         for result in pool.map(_numbers(30)):
-            assert result.reply is not None
+            assert isinstance(result.reply, bytes)
             pids.add(result.reply)
     assert len(pids) == 3
     assert str(os.getpid()).encode() not in pids
@@ -200,7 +201,7 @@ def _touch_what_is_not_there() -> None:
         mapping[0]
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGBUS], ids=["SIGKILL", "SIGBUS"])
+@pytest.mark.parametrize("signal_number", [signal.SIGSEGV, signal.SIGBUS], ids=["SIGSEGV", "SIGBUS"])
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize("deadly", [{0}, {5}, {49}, {4, 5, 6, 7}, {3, 10, 17, 24, 31, 38, 45}])
 def test_a_killed_worker_costs_its_request_only(
@@ -210,29 +211,76 @@ def test_a_killed_worker_costs_its_request_only(
         if _number(request) in deadly:
             if signal_number == signal.SIGBUS:
                 _touch_what_is_not_there()
+            faulthandler.disable()
             os.kill(os.getpid(), signal_number)
         return _square(request, slot)
 
-    expected = [KILLED if number in deadly else number**2 for number in range(50)]
+    death = Death(signal_number)
+    assert death.poisoned
+    expected = [death if number in deadly else number**2 for number in range(50)]
     assert _run(job, 50, workers) == expected
 
 
-def test_every_request_kills() -> None:
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGBUS], ids=["SIGKILL", "SIGBUS"])
+def test_every_request_kills(signal_number: signal.Signals) -> None:
     def job(request: bytes, slot: memoryview) -> bytes:
-        os.kill(os.getpid(), signal.SIGKILL)
+        faulthandler.disable()
+        os.kill(os.getpid(), signal_number)
         return b""
 
-    assert _run(job, 100, 3) == [KILLED] * 100
+    assert _run(job, 100, 3) == [Death(signal_number)] * 100
 
 
-def test_a_worker_that_dies_idle_costs_at_most_what_it_is_asked_next() -> None:
+def _want_memory() -> None:
+    raise MemoryError
+
+
+def _be_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("end", [_be_killed, _want_memory])
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_what_a_want_of_memory_kills_is_done_again(
+    tmp_path: Path, workers: int, end: Callable[[], None]
+) -> None:
+    """By fewer processes: those that there are, while several are there, die."""
+
+    def job(request: bytes, slot: memoryview) -> bytes:
+        mark = tmp_path / str(_number(request))
+        if _number(request) in (3, 4, 20) and not mark.exists():
+            mark.touch()
+            end()
+        (tmp_path / f"by-{os.getpid()}").touch()
+        return _square(request, slot)
+
+    assert _run(job, 200, workers) == [number**2 for number in range(200)]
+    # The last of them is followed by another.
+    assert len(list(tmp_path.glob("by-*"))) <= workers + max(3 - workers + 1, 0)
+
+
+def test_what_kills_again_and_again_is_told() -> None:
+    def job(request: bytes, slot: memoryview) -> bytes:
+        if _number(request) == 7:
+            raise MemoryError
+        return _square(request, slot)
+
+    replies = _run(job, 20)
+    assert replies[7] == Death(0)
+    assert str(replies[7]) == "ended early, as for want of memory"
+    assert [reply for reply in replies if isinstance(reply, int)] == [
+        number**2 for number in range(20) if number != 7
+    ]
+
+
+def test_a_worker_that_dies_idle_costs_nothing() -> None:
     with WorkerPool(lambda request, slot: str(os.getpid()).encode(), 2, SLOT_BYTES) as pool:
         [result] = pool.map([b"who?"])
-        assert result.reply is not None
+        assert isinstance(result.reply, bytes)
         os.kill(int(result.reply), signal.SIGKILL)
         replies = [result.reply for result in pool.map(_numbers(20))]
     assert len(replies) == 20
-    assert replies.count(None) <= 1
+    assert all(isinstance(reply, bytes) for reply in replies)
 
 
 def test_requests_that_raise() -> None:
@@ -289,10 +337,10 @@ def test_alone() -> None:
 
     with WorkerPool(job, 2, SLOT_BYTES) as pool:
         for result in pool.map([b"die", b"a", b"b", b"c"]):
-            if result.reply is None:
+            if isinstance(result.reply, Death):
                 assert pool.alone(b"live", result.slot) == b"LIVE"
                 assert bytes(result.slot[:4]) == b"live"
-                assert pool.alone(b"die", result.slot) is KILLED
+                assert pool.alone(b"die", result.slot) == Death(signal.SIGKILL)
                 with pytest.raises(WorkerFailed, match="LookupError"):
                     pool.alone(b"fail", result.slot)
             else:
@@ -300,17 +348,17 @@ def test_alone() -> None:
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_workers_do_not_run_the_parents_signal_handlers(signal_number: signal.Signals) -> None:
+def test_what_is_sent_to_all_is_for_the_parent(signal_number: signal.Signals) -> None:
     def job(request: bytes, slot: memoryview) -> bytes:
         os.kill(os.getpid(), signal_number)
-        return b"survived"
+        return _square(request, slot)
 
     def handler(*arguments: object) -> None:
         raise AssertionError
 
     former = signal.signal(signal_number, handler)
     try:
-        assert _run(job, 3) == [KILLED] * 3
+        assert _run(job, 3) == [0, 1, 4]
     finally:
         signal.signal(signal_number, former)
 
@@ -347,4 +395,4 @@ def test_no_exception_leads_a_worker_into_the_parents_code(monkeypatch: pytest.M
     finally:
         if os.getpid() != parent:
             os._exit(1)
-    assert replies == [KILLED] * 5
+    assert replies == [Death(0)] * 5

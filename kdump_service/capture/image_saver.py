@@ -23,7 +23,7 @@ from kdump_service.errors import BadVmcore, TargetFull
 from kdump_service.quantity import format_bytes
 from kdump_service.record import DumpFile, DumpRecord, DumpState, ImagePart
 from kdump_service.targets.contract import Place, Upload, end_upload
-from kdump_service.vmcore.reader import Vmcore
+from kdump_service.vmcore.reader import Guard, Vmcore
 
 if TYPE_CHECKING:
     from kdump_service.dumpfile.formats import DumpWriter
@@ -35,10 +35,10 @@ logger = logging.getLogger(__name__)
 WriterType = TypeVar("WriterType")
 
 
-def open_vmcore(path: Path) -> Vmcore:
+def open_vmcore(path: Path, guard: Guard) -> Vmcore:
     """Open /proc/vmcore. Raises BadVmcore."""
     try:
-        return Vmcore(path)
+        return Vmcore(path, guard=guard)
     except OSError as error:
         raise BadVmcore(f"{path}: {error.strerror}", "Was this kernel started by a crash?") from error
 
@@ -49,6 +49,7 @@ class ImageSaver:
     def __init__(
         self,
         vmcore: Path,
+        guard: Guard,
         place: Place,
         config: Config,
         record: DumpRecord,
@@ -59,6 +60,7 @@ class ImageSaver:
         """``small_image``: whether this boot runs in the small capture image."""
         self._small_image = small_image
         self._vmcore = vmcore
+        self._guard = guard
         self._place = place
         self._config = config
         self._record = record
@@ -83,7 +85,7 @@ class ImageSaver:
             return not self._has_problem(INTERRUPTED)
         plan = None
         with self._stages("survey"):
-            source = open_vmcore(self._vmcore)
+            source = open_vmcore(self._vmcore, self._guard)
             plan = self._survey(engine, source)
         if plan is None:
             return not self._has_problem(TargetFull.reason, INTERRUPTED)
@@ -152,7 +154,7 @@ class ImageSaver:
 
     def save_plain_copy(self) -> None:
         """What is left without the engine: the whole memory as it is."""
-        with self._stages("plain-copy"), open_vmcore(self._vmcore) as source:
+        with self._stages("plain-copy"), open_vmcore(self._vmcore, self._guard) as source:
             self._copy(source)
 
     def _copy(self, source: Vmcore) -> None:

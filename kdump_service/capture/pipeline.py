@@ -29,6 +29,7 @@ from kdump_service.capture.image_saver import ImageSaver, open_vmcore
 from kdump_service.capture.kernel_log import save_kernel_log
 from kdump_service.capture.own_journal import save_own_journal
 from kdump_service.capture.progress import MemoryGauge
+from kdump_service.capture.read_guard import ReadGuard
 from kdump_service.capture.settings import read_capture_settings
 from kdump_service.capture.stages import INTERRUPTED, Interrupted, Stages
 from kdump_service.capture_settings import CaptureSettings
@@ -93,6 +94,7 @@ class Capture:
             memory_available_at_start_kib=self._gauge.available_at_start_kib,
         )
         self._stages = Stages(self._record, self._gauge, surroundings.notify)
+        self._guard = ReadGuard()
         self._children = Children(surroundings.notify, self._take_record)
         self._place: Place | None = None
         self._where = "nowhere"
@@ -138,15 +140,31 @@ class Capture:
             return value
 
         with self._stages(stage):
-            outcome = self._children.run(in_child)
-            if outcome.end is End.DONE:
-                return outcome.value
+            before = dataclasses.asdict(self._record)
+            known = len(self._guard.bad)
+            while True:
+                outcome = self._children.run(in_child, in_grandchildren=self._guard.be_quiet)
+                if outcome.end is End.DONE:
+                    if len(self._guard.bad) > known:
+                        self._tell_bad_pages(stage)
+                    return outcome.value
+                if outcome.end is not End.KILLED or not self._guard.blame(outcome.signal):
+                    break
+                self._record.take(before)
             self._look_at_files()
             if outcome.end is not End.INTERRUPTED:
                 self._stages.add_problem(stage, WorkerFailed.reason, f"the process that does this {outcome}")
             elif not any(problem.reason == INTERRUPTED for problem in self._record.problems):
                 raise Interrupted
         return None
+
+    def _tell_bad_pages(self, stage: str) -> None:
+        bad = self._guard.bad
+        message = (
+            f"{len(bad)} pages of the crashed kernel's memory kill whoever reads them, the last one found at "
+            f"offset {bad[-1]:#x} of /proc/vmcore; they were left out"
+        )
+        self._stages.add_problem(stage, BadVmcore.reason, message)
 
     def _take_record(self, document: dict[str, Any]) -> None:
         """What a child tells."""
@@ -165,6 +183,7 @@ class Capture:
         assert self._place is not None
         saver = ImageSaver(
             self._kernel_files.vmcore,
+            self._guard,
             self._place,
             self._settings.config,
             self._record,
@@ -178,7 +197,7 @@ class Capture:
 
     def _identify(self) -> bool:
         """Find out which kernel crashed, and when; whether there is a memory image at all."""
-        with self._stages("identify"), open_vmcore(self._kernel_files.vmcore) as source:
+        with self._stages("identify"), open_vmcore(self._kernel_files.vmcore, self._guard) as source:
             info = source.vmcoreinfo
             if info.crash_time is not None:
                 self._record.crash_time = format_utc(info.crash_time)
@@ -227,7 +246,7 @@ class Capture:
 
     def _save_log(self) -> None:
         assert self._place is not None
-        with self._stages("kernel-log"), open_vmcore(self._kernel_files.vmcore) as source:
+        with self._stages("kernel-log"), open_vmcore(self._kernel_files.vmcore, self._guard) as source:
             saved = save_kernel_log(source, self._place, self._stages.alive)
             self._record.files.append(DumpFile(*saved.file))
             self._record.kernel_log_records = saved.records

@@ -99,7 +99,12 @@ class LocalTarget:
                 except FileExistsError:
                     continue
                 sync_folder(folder)
-                return LocalPlace(path, keep_free_bytes=self._keep_free_bytes, flush_bytes=_FLUSH_BYTES)
+                return LocalPlace(
+                    path,
+                    keep_free_bytes=self._keep_free_bytes,
+                    flush_bytes=_FLUSH_BYTES,
+                    begin_again=True,
+                )
         except OSError as error:
             raise _target_error(error, folder) from error
         raise TargetUnusable(f"{folder}: {_MOST_SAME_NAMES} dumps are named {name}")
@@ -116,14 +121,17 @@ class LocalPlace:
         *,
         keep_free_bytes: int = 0,
         flush_bytes: int = 0,
+        begin_again: bool = False,
         replace: bool = False,
         advice: _Advice = _FOR_DUMPS,
     ) -> None:
-        """``flush_bytes``: so much may be written and not flushed; 0 leaves that to the kernel. ``replace``:
-        files that have the names of new ones are replaced."""
+        """``flush_bytes``: so much may be written and not flushed; 0 leaves that to the kernel.
+        ``begin_again``: incomplete files are our own, and may be begun anew. ``replace``: files that have the
+        names of new ones are replaced, complete or not."""
         self._folder = folder
         self._keep_free_bytes = keep_free_bytes
         self._flush_bytes = flush_bytes
+        self._begin_again = begin_again or replace
         self._replace = replace
         self._advice = advice
 
@@ -164,7 +172,7 @@ class LocalPlace:
         path = self._folder / f"{name}.incomplete"
         keep_free_bytes = 0 if is_log else self._keep_free_bytes
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        flags |= os.O_TRUNC if self._replace else os.O_EXCL
+        flags |= os.O_TRUNC if self._begin_again else os.O_EXCL
         try:
             check_room(self._folder, keep_free_bytes)
             if not self._replace and os.path.lexists(self._folder / name):

@@ -24,7 +24,17 @@ from kdump_service.errors import BadVmcore
 from kdump_service.vmcore import elf
 from kdump_service.vmcore.vmcoreinfo import VmcoreInfo
 
-__all__ = ["PAGE_BYTES", "ByteSource", "Extent", "PlainFile", "Vmcore", "Window", "closed_on_error"]
+__all__ = [
+    "PAGE_BYTES",
+    "ByteSource",
+    "Extent",
+    "Guard",
+    "PlainFile",
+    "Step",
+    "Vmcore",
+    "Window",
+    "closed_on_error",
+]
 
 PAGE_BYTES = mmap.PAGESIZE
 """Page size of the kernel that runs now; mappings and segments are aligned to it."""
@@ -111,6 +121,22 @@ class PlainFile:
         os.close(self.descriptor)
 
 
+class Step(NamedTuple):
+    """A part of what is to be read."""
+
+    offset: int
+    length: int
+    readable: bool
+    """False where nobody must touch it."""
+
+
+class Guard(Protocol):
+    """Who is asked before memory is touched."""
+
+    def steps(self, offset: int, length: int) -> Iterator[Step]:
+        """The range in parts. Each has been read when the next one is asked for."""
+
+
 class Window(NamedTuple):
     """A piece of the file, at most as large as asked for."""
 
@@ -145,12 +171,14 @@ def _extents(loads: list[elf.ProgramHeader]) -> Iterator[Extent]:
 class Vmcore:
     """An ELF core that is open for reading, a MemoryImage. Use as a context manager."""
 
-    def __init__(self, path: Path, file: ByteSource | None = None) -> None:
+    def __init__(self, path: Path, file: ByteSource | None = None, guard: Guard | None = None) -> None:
         """Open and read the headers. Raises OSError, or BadVmcore with the path in front.
 
         ``file`` is where the bytes come from if not from the file at ``path`` itself; it is closed with this.
+        ``guard`` is asked before each reading.
         """
         self.path = path
+        self._guard = guard
         self._file = file or PlainFile(path)
         self._descriptor = self._file.descriptor if isinstance(self._file, PlainFile) else None
         self._mapped = isinstance(self._file, PlainFile) and self._file.is_pseudo
@@ -184,10 +212,26 @@ class Vmcore:
 
     def read(self, offset: int, length: int) -> bytes:
         """Copy out bytes of the file; fewer only at its end. Raises OSError where they cannot be read."""
-        return self._file.read(offset, length)
+        if self._guard is None:
+            return self._file.read(offset, length)
+        return b"".join(self._file.read(*part) for part in self._readable(self._guard, offset, length))
 
     def read_into(self, offset: int, target: memoryview) -> None:
         """Fill ``target`` from the file. Raises OSError, or BadVmcore if the file ends before."""
+        if self._guard is None:
+            self._read_into(offset, target)
+            return
+        for start, length in self._readable(self._guard, offset, len(target)):
+            self._read_into(start, target[start - offset : start - offset + length])
+
+    def _readable(self, guard: Guard, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Offset and length of the parts. Raises OSError at one that must not be touched."""
+        for step in guard.steps(offset, length):
+            if not step.readable:
+                raise OSError(errno.EIO, "kills whoever reads it", str(self.path))
+            yield step.offset, step.length
+
+    def _read_into(self, offset: int, target: memoryview) -> None:
         if self._descriptor is None:
             data = self._file.read(offset, len(target))
             if len(data) < len(target):
@@ -310,6 +354,16 @@ class Vmcore:
         return sorted(borders)
 
     def _window(self, offset: int, length: int) -> Iterator[Window]:
+        if self._guard is None:
+            yield from self._unguarded_window(offset, length)
+            return
+        for step in self._guard.steps(offset, length):
+            if step.readable:
+                yield from self._unguarded_window(step.offset, step.length)
+            else:
+                yield Window(step.offset, step.length, None)
+
+    def _unguarded_window(self, offset: int, length: int) -> Iterator[Window]:
         if self._descriptor is None:
             yield from self._window_by_read(offset, length)
             return
@@ -331,7 +385,7 @@ class Vmcore:
 
     def _window_by_read(self, offset: int, length: int) -> Iterator[Window]:
         try:
-            data = self.read(offset, length)
+            data = self._file.read(offset, length)
         except OSError:
             if length <= PAGE_BYTES:
                 yield Window(offset, length, None)

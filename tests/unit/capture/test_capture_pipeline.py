@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from elftools.elf.elffile import ELFFile
 
 from kdump_service.arm.loader import Loader, LoadRequest
 from kdump_service.arm.plan import plan_load, write_capture_settings
+from kdump_service.capture import image
 from kdump_service.capture.pipeline import Capture, Surroundings
 from kdump_service.capture.stages import Interrupted, Stages
 from kdump_service.config import Config
@@ -29,6 +31,7 @@ from kdump_service.errors import BadVmcore, TargetFull, WorkerFailed
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.record import DumpRecord, DumpState
 from kdump_service.targets import local
+from kdump_service.vmcore.reader import Vmcore
 from tests.builders.elf_core import PAGE, ElfCore, Segment
 from tests.builders.machine_disks import small_image_machine
 from tests.builders.machine_root import BOOT_ID, FakeKernel, MachineRoot
@@ -41,9 +44,11 @@ NAME = "20261123T040000Z-testhost"
 LOG = ["Linux version 6.1", "Kernel panic - not syncing: made for a test"]
 
 
-def _core(lines: Sequence[tuple[float, str]] = ((1.5, LOG[0]), (1.500001, LOG[1]))) -> ElfCore:
+def _core(
+    lines: Sequence[tuple[float, str]] = ((1.5, LOG[0]), (1.500001, LOG[1])), ring: PrintkRing | None = None
+) -> ElfCore:
     """``lines`` of the log, with the seconds when they were printed."""
-    ring = PrintkRing()
+    ring = ring or PrintkRing()
     for seconds, line in lines:
         ring.print(line, nsec=round(seconds * 10**9))
     pages = b"".join(bytes([page % 7]) * PAGE for page in range(700))  # each seventh page is zero
@@ -496,6 +501,116 @@ def test_what_kills_who_reads_the_log_costs_the_log(
     assert record.state is DumpState.COMPLETE
     assert {problem.reason for problem in record.problems} == {"worker-failed"}
     assert (machine.path / "var/crash" / record.name / "vmcore").exists()
+
+
+# Pages that kill whoever reads them
+
+
+def _poison(monkeypatch: pytest.MonkeyPatch, machine: MachineRoot, *physical: int) -> None:
+    """From now on, reading these pages of /proc/vmcore kills."""
+    with open_image(machine.path / "proc/vmcore") as opened:
+        assert isinstance(opened.image, Vmcore)
+        offsets = [
+            extent.offset + address - extent.start
+            for address in physical
+            for extent in opened.image.extents
+            if extent.start <= address < extent.end
+        ]
+    assert len(offsets) == len(physical)
+
+    def guarded(length_of: Callable[[Any], int], read: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded_read(descriptor: int, what: Any, offset: int) -> Any:
+            length = length_of(what)
+            if Path(f"/proc/self/fd/{descriptor}").readlink().name == "vmcore" and any(
+                offset < bad + PAGE and bad < offset + length for bad in offsets
+            ):
+                _die(signal.SIGBUS)()
+            return read(descriptor, what, offset)
+
+        return guarded_read
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    refusing = SimpleNamespace(mmap=refuse, MAP_PRIVATE=0, PROT_READ=0)
+    monkeypatch.setattr("kdump_service.vmcore.reader.mmap", refusing)
+    monkeypatch.setattr(os, "pread", guarded(int, os.pread))
+    monkeypatch.setattr(os, "preadv", guarded(lambda views: sum(map(len, views)), os.preadv))
+
+
+@pytest.mark.promise("never-lose-the-log")
+def test_a_page_of_the_log_kills(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs the records that lie in it, wholly or in part."""
+    lines = [(number / 10, f"line {number} {'x' * 300}") for number in range(30)]
+    core = _core([*lines, (10.0, LOG[1])], PrintkRing(count_bits=5, size_bits=14))
+    machine.write("proc/vmcore", bytes(core))
+    _settings(machine)
+    ring = core.segments[4]
+    text = ring.content.index(b"line 15 ")
+    _poison(monkeypatch, machine, (ring.physical + text) // PAGE * PAGE)
+    record = _run(machine)
+    log_text = (machine.path / "var/crash" / NAME / "dmesg.txt").read_text()
+    assert record.panic_message == LOG[1]
+    assert 10 < log_text.count("line ") < 30
+    assert "line 15 " not in log_text
+    told = [problem.message for problem in record.problems if problem.stage == "kernel-log"]
+    assert any("records of the log could not be read" in text for text in told)
+    assert any("1 pages of the crashed kernel's memory kill" in text for text in told)
+    # And the dump lacks one page.
+    assert (record.state, record.lost_pages) == (DumpState.INCOMPLETE, 1)
+
+
+def test_a_page_of_the_headers_kills(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    _settings(machine)
+    monkeypatch.setattr("kdump_service.vmcore.reader.PlainFile.read", _die(signal.SIGBUS))
+    record = _run(machine)
+    assert record.state is DumpState.FAILED
+    assert {problem.stage for problem in record.problems} == {"identify"}
+    assert "kills whoever reads it" in record.problems[0].message
+
+
+@pytest.mark.promise("no-broken-dump-as-good")
+def test_a_page_kills_at_the_second_reading(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is compared. The dump is made once more, without it."""
+    _settings(machine)
+    verify = image.verify_image
+
+    def poison_and_verify(*arguments: Any) -> int:
+        _poison(monkeypatch, machine, 0x100000 + 5 * PAGE)
+        return verify(*arguments)
+
+    monkeypatch.setattr(image, "verify_image", poison_and_verify)
+    record = _run(machine)
+    assert (record.state, record.lost_pages) == (DumpState.INCOMPLETE, 1)
+    with open_image(machine.path / "var/crash" / NAME / "vmcore.incomplete") as saved:
+        assert saved.image.read_physical(0x100000, 5 * PAGE) == _core().segments[1].content[: 5 * PAGE]
+        with pytest.raises(BadVmcore, match="was lost"):
+            saved.image.read_physical(0x100000 + 5 * PAGE, PAGE)
+
+
+def test_pages_that_kill_the_plain_copy(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    _settings(machine)
+    _without_engine(monkeypatch)
+    _poison(monkeypatch, machine, 0x100000 + 5 * PAGE, 0x80000000)
+    record = _run(machine)
+    assert record.state is DumpState.INCOMPLETE
+    assert f"{2 * PAGE} bytes of the crashed kernel's memory could not be read" in record.problems[1].message
+    copy = (machine.path / "var/crash" / NAME / "vmcore.incomplete").read_bytes()
+    source = (machine.path / "proc/vmcore").read_bytes()
+    pages = range(PAGE, len(source), PAGE)  # the first has the flag
+    assert sum(copy[at : at + PAGE] != source[at : at + PAGE] for at in pages) == 2
+
+
+def test_memory_that_kills_everywhere_is_given_up(
+    machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _settings(machine)
+    _without_engine(monkeypatch)
+    _poison(monkeypatch, machine, *(0x100000 + number * PAGE for number in range(1, 100)))
+    record = _run(machine)
+    assert record.state is DumpState.INCOMPLETE
+    assert "was killed by SIGBUS" in record.problems[-1].message
+    assert (machine.path / "var/crash" / NAME / "dmesg.txt").exists()
 
 
 @pytest.mark.promise("no-broken-dump-as-good", "read-back")

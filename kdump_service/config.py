@@ -37,6 +37,10 @@ __all__ = [
 MAIN_FILE = "etc/kdump-service.conf"
 DROP_IN_FOLDERS = ("usr/lib/kdump-service.conf.d", "run/kdump-service.conf.d", "etc/kdump-service.conf.d")
 """Later ones hide files of the same name in earlier ones."""
+_LATER = ("plain_copy",)
+"""Settings that came after version 0.1.0."""
+_LEVEL_OF_ZEROS = 1
+"""The dump level that leaves out pages of zeros alone (makedumpfile(8), -d)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Config:
     """0: the default of the compression."""
     threads: int = 0
     """0: one for each processor."""
+    plain_copy: str = "no"
     target: str = "/var/crash"
     keep_free_bytes: int = 128 << 20
     max_use_bytes: int = 0
@@ -76,6 +81,11 @@ class Config:
         """The dump level that DumpLevel= or Contents= asks for; None if no memory is wanted."""
         return self.dump_level if self.dump_level >= 0 else CONTENTS[self.contents]
 
+    @property
+    def allows_plain_copy(self) -> bool:
+        """Whether a copy of all memory, less its pages of zeros, holds nothing that was to be left out."""
+        return self.plain_copy == "yes" or (self.level is not None and self.level <= _LEVEL_OF_ZEROS)
+
     def dump_options(self, *, processors: int) -> DumpOptions:
         """How to write the image. Raises ConfigError for settings that do not go together."""
         options = DumpOptions(
@@ -89,8 +99,13 @@ class Config:
         return options
 
     def to_json(self) -> dict[str, str | int]:
-        """The settings as a JSON object, for the capture boot."""
-        return dataclasses.asdict(self)
+        """The settings as a JSON object, for the capture boot. What earlier versions did not know is left out
+        where it has its default: else an upgrade would load anew what is loaded already."""
+        document = dataclasses.asdict(self)
+        for name in _LATER:
+            if document[name] == getattr(Config, name):
+                del document[name]
+        return document
 
     @classmethod
     def from_json(cls, document: Mapping[str, object]) -> tuple[Config, list[str]]:

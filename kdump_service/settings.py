@@ -181,6 +181,9 @@ SETTINGS: tuple[Setting, ...] = (
             "Higher is smaller and slower: -7 to 19 for zstd, 1 to 9 for zlib. 0: fast.", signature="i"),
     _number("Dump", "Threads", "threads", 0, 0, 1024,
             "Processes that read and compress. 0: one for each processor of the capture boot."),
+    _words("Dump", "PlainCopy", "plain_copy", "no", ("no", "yes"),
+           "Where the dump engine cannot run, all memory can still be copied as it is. no: only if that "
+           "holds no more than is asked for, as with Contents=everything. yes: always."),
     Setting("Target", "Target", "target", _local_target, "/var/crash", "path",
             "Folder that receives one folder for each crash."),
     _number("Store", "KeepFree", "keep_free_bytes", 128 << 20, 0, _MOST,

@@ -66,9 +66,9 @@ class ImageSaver:
         self._record = record
         self._stages = stages
 
-    def save(self) -> bool:
-        """Save the image by the engine. What became of it is in the record; whether a plain copy is what is
-        left is returned."""
+    def save(self, *, threads: int | None = None) -> bool:
+        """Save the image by the engine, with as many processes as are configured or as ``threads`` says. What
+        became of it is in the record; whether a plain copy is what is left is returned."""
         self._record.contents = self._config.contents
         if self._config.level is None:
             self._record.format = "none"
@@ -86,7 +86,7 @@ class ImageSaver:
         plan = None
         with self._stages("survey"):
             source = open_vmcore(self._vmcore, self._guard)
-            plan = self._survey(engine, source)
+            plan = self._survey(engine, source, threads)
         if plan is None:
             return not self._has_problem(TargetFull.reason, INTERRUPTED)
         self._save_by_engine(engine, plan)
@@ -97,9 +97,11 @@ class ImageSaver:
         is not tried."""
         return any(problem.reason in reasons for problem in self._record.problems)
 
-    def _survey(self, engine: ModuleType, source: Vmcore) -> Any:
+    def _survey(self, engine: ModuleType, source: Vmcore, threads: int | None) -> Any:
         """Decide what to write; an ImagePlan, whose module is not loaded before this."""
         options = self._config.dump_options(processors=len(os.sched_getaffinity(0)))
+        if threads is not None:
+            options = dataclasses.replace(options, threads=threads)
         room_bytes = self._place.room_bytes()
         in_pages = functools.partial(self._stages.progress_in_pages, page_bytes=source.page_bytes)
         plan = engine.plan_image(source, options, room_bytes, in_pages)

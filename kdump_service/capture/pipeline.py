@@ -15,6 +15,7 @@ ends, however it ends, and ends it when no bytes have moved for WatchdogSec=.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import time
@@ -53,6 +54,9 @@ from kdump_service.vmcore.printk import LogRecord
 __all__ = ["Capture", "Surroundings"]
 
 logger = logging.getLogger(__name__)
+
+PLAIN_COPY_REFUSED = "plain-copy-refused"
+"""The reason of a problem: what is left without the engine is more than was asked for."""
 
 _TEST_COMES_WITHIN_NSEC = 30 * 10**9
 """Between the line in the log that announces a test crash and the crash; busy processors print late."""
@@ -190,8 +194,27 @@ class Capture:
             self._stages,
             small_image=self._settings.small_image,
         )
-        if self._in_child("image", saver.save) is True:
+        wants_copy = self._in_child("image", saver.save)
+        if wants_copy is None and self._may_try_again():
+            # It may have been too much; what made it die need not come again.
+            wants_copy = self._in_child("image", functools.partial(saver.save, threads=1))
+        if wants_copy is None:
+            wants_copy = self._may_try_again()
+        if not wants_copy:
+            return
+        if self._settings.config.allows_plain_copy:
             self._in_child("plain-copy", saver.save_plain_copy)
+        else:
+            self._stages.add_problem(
+                "plain-copy",
+                PLAIN_COPY_REFUSED,
+                "the dump engine could not run, and a copy of all memory would hold what Contents="
+                f"{self._settings.config.contents} leaves out; PlainCopy=yes allows it",
+            )
+
+    def _may_try_again(self) -> bool:
+        """Whether the process that saves the image ended before it had begun to write, and we may go on."""
+        return self._record.state is DumpState.CAPTURING and not self._children.interrupted
 
     # Stages
 

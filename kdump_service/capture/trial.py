@@ -49,8 +49,7 @@ def run_capture_trial(folder: str) -> int:
 
     Prints one line of JSON: ``captures``, by form: the record's state, its problems, and the SHA-256 of what
     each file but the record holds; ``files``: each file that the interpreter has loaded. Exit code 0 if all
-    captures are complete and went without a problem: where the engine cannot be loaded, a plain copy is
-    complete, too.
+    captures are complete and went without a problem.
     """
     logging.getLogger("kdump_service").addHandler(logging.NullHandler())
     root = Path(folder)

@@ -32,6 +32,7 @@ OTHER_VALUES: dict[str, Any] = {
     "Compression": "none",
     "CompressionLevel": 0,
     "Threads": 4,
+    "PlainCopy": "yes",
     "Target": "/srv/crash",
     "KeepFree": 1 << 40,
     "MaxUse": 1,

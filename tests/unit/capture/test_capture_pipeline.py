@@ -332,19 +332,60 @@ def test_full_target_keeps_what_it_has_and_says_incomplete(
         (ZeroDivisionError("a fault of ours"), "internal-error"),
     ],
 )
-def test_an_engine_that_fails_leaves_the_plain_copy(
-    machine: MachineRoot, monkeypatch: pytest.MonkeyPatch, failure: Exception, reason: str
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        ({"contents": "kernel"}, False),
+        ({"contents": "kernel", "plain_copy": "yes"}, True),
+        ({"contents": "user"}, False),
+        ({"contents": "everything"}, True),
+        ({"dump_level": 16}, False),
+        ({"dump_level": 0, "contents": "kernel"}, True),
+    ],
+)
+@pytest.mark.promise("only-the-right-person")
+def test_an_engine_that_fails_leaves_the_plain_copy_where_it_is_allowed(
+    machine: MachineRoot,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Exception,
+    reason: str,
+    settings: dict[str, Any],
+    allowed: bool,
 ) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise failure
 
-    _settings(machine, contents="kernel")
+    _settings(machine, **settings)
     monkeypatch.setattr("kdump_service.capture.image.survey_pages", fail)
     record = _run(machine)
-    assert [(problem.stage, problem.reason) for problem in record.problems] == [("survey", reason)]
-    assert (record.state, record.format, record.dump_level) == (DumpState.COMPLETE, "elf", 0)
+    told = [(problem.stage, problem.reason) for problem in record.problems]
     vmcore = machine.path / "var/crash" / NAME / "vmcore"
-    assert vmcore.read_bytes() == (machine.path / "proc/vmcore").read_bytes()
+    if allowed:
+        assert told == [("survey", reason)]
+        assert (record.state, record.format, record.dump_level) == (DumpState.COMPLETE, "elf", 0)
+        assert vmcore.read_bytes() == (machine.path / "proc/vmcore").read_bytes()
+    else:
+        assert told == [("survey", reason), ("plain-copy", "plain-copy-refused")]
+        assert record.state is DumpState.FAILED
+        assert not list(vmcore.parent.glob("vmcore*"))
+
+
+def test_an_engine_that_dies_is_tried_again_with_less(
+    machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _settings(machine, threads=3)
+    plan_image = image.plan_image
+
+    def die_unless_alone(source: Any, options: Any, *others: Any) -> Any:
+        if options.threads > 1:
+            _die(signal.SIGKILL)()
+        return plan_image(source, options, *others)
+
+    monkeypatch.setattr(image, "plan_image", die_unless_alone)
+    record = _run(machine)
+    assert (record.state, len(record.problems)) == (DumpState.COMPLETE, 1)
+    assert "was killed by SIGKILL" in record.problems[0].message
+    _same_pages(machine, "vmcore")
 
 
 def test_an_interrupted_survey_is_the_end(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,8 +460,12 @@ def test_what_kills_the_engine_costs_neither_log_nor_record(
     monkeypatch.setattr("kdump_service.capture.image.survey_pages", _die(signal.SIGBUS))
     record = _run(machine)
     assert record.state is DumpState.FAILED
-    assert [problem.reason for problem in record.problems] == ["worker-failed"]
+    assert [(problem.stage, problem.reason) for problem in record.problems] == [
+        *[("image", "worker-failed")] * 2,
+        ("plain-copy", "plain-copy-refused"),
+    ]
     assert "was killed by SIGBUS" in record.problems[0].message
+    assert "leaves out; PlainCopy=yes allows it" in record.problems[2].message
     assert DumpRecord.read(machine.path / "var/crash" / NAME).panic_message == LOG[1]
     assert (machine.path / "var/crash" / NAME / "dmesg.txt").exists()
 

@@ -45,7 +45,8 @@ def plan_image(
     source: Vmcore, options: DumpOptions, room_bytes: int, progress_of: Callable[[str], PagesDone]
 ) -> ImagePlan:
     """Survey the memory, and choose contents for which there is room: those that are configured, or else what
-    the kernel itself uses. Raises TargetFull if there is no room for that either."""
+    the kernel itself uses. If there is none for that either, an incomplete dump that begins with what
+    debuggers begin with is better than none. Raises TargetFull if there is not even room for its head."""
     pages = ElfPages(source)
     plan = _plan(source, pages, options, room_bytes, progress_of)
     if plan.prediction.at_most_bytes > room_bytes and options.level != MOST_LEVEL:
@@ -57,12 +58,16 @@ def plan_image(
         options = dataclasses.replace(options, level=MOST_LEVEL)
         plan = _plan(source, pages, options, room_bytes, progress_of)
         plan.decisions.insert(0, (STEPPED_DOWN, decision))
-    if plan.prediction.at_most_bytes > room_bytes:
+    if plan.dump.format.head_bytes > room_bytes:
         raise TargetFull(
-            f"the image would take up to {format_bytes(plan.prediction.at_most_bytes)}, and there are "
+            f"the head of the image takes {format_bytes(plan.dump.format.head_bytes)}, and there are "
             f"{format_bytes(room_bytes)}: only the kernel's log was saved",
             "Make room on the target, or lower KeepFree=.",
         )
+    if plan.prediction.at_most_bytes > room_bytes:
+        needed, room = format_bytes(plan.prediction.at_most_bytes), format_bytes(room_bytes)
+        decision = f"the image may take up to {needed}, and there are {room}: it may be cut off at its end"
+        plan.decisions.append((TargetFull.reason, decision))
     return plan
 
 

@@ -22,19 +22,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdump_service import log
 from kdump_service.capture.children import Children, End, Report
 from kdump_service.capture.image_saver import ImageSaver, open_vmcore
-from kdump_service.capture.kernel_log import save_kernel_log
+from kdump_service.capture.kernel_log import (
+    KernelLogText,
+    read_kernel_log,
+    save_kernel_log,
+    save_newest_lines,
+    say_log_end,
+)
 from kdump_service.capture.own_journal import save_own_journal
 from kdump_service.capture.progress import MemoryGauge
 from kdump_service.capture.read_guard import ReadGuard
 from kdump_service.capture.settings import read_capture_settings
 from kdump_service.capture.stages import INTERRUPTED, Interrupted, Stages
 from kdump_service.capture_settings import CaptureSettings
-from kdump_service.errors import BadVmcore, WorkerFailed
+from kdump_service.errors import BadVmcore, TargetFull, TargetUnusable, WorkerFailed, describe
 from kdump_service.folders import FALLBACK_FOLDER
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.quantity import format_bytes, format_seconds, format_utc, parse_utc
@@ -50,6 +56,7 @@ from kdump_service.targets.contract import Place
 from kdump_service.targets.local import LocalTarget
 from kdump_service.vmcore.crash_identity import identify
 from kdump_service.vmcore.printk import LogRecord
+from kdump_service.vmcore.reader import Vmcore
 
 __all__ = ["Capture", "Surroundings"]
 
@@ -57,6 +64,8 @@ logger = logging.getLogger(__name__)
 
 PLAIN_COPY_REFUSED = "plain-copy-refused"
 """The reason of a problem: what is left without the engine is more than was asked for."""
+_MOST_RECORD_BYTES = 32 << 10
+"""For which room is kept. With 200 modules and a call trace of 100 functions a record has 12 KiB."""
 
 _TEST_COMES_WITHIN_NSEC = 30 * 10**9
 """Between the line in the log that announces a test crash and the crash; busy processors print late."""
@@ -72,6 +81,14 @@ class Surroundings:
     clock: Callable[[], float] = time.time
     end_of_child: Callable[[], object] = lambda: None
     """Is called in each child that has done its work."""
+
+
+class _Rung(NamedTuple):
+    """One of the places that are tried, one after the other."""
+
+    place: Place
+    folder: str
+    """What holds it, by its name in production."""
 
 
 class Capture:
@@ -100,9 +117,10 @@ class Capture:
         self._stages = Stages(self._record, self._gauge, surroundings.notify)
         self._guard = ReadGuard()
         self._children = Children(surroundings.notify, self._take_record)
-        self._place: Place | None = None
-        self._where = "nowhere"
-        """The dump's folder, by its name in production."""
+        self._name = self._record.name
+        """What the dump is to be called, if the name is not taken."""
+        self._rung: _Rung | None = None
+        """Where it goes."""
 
     def run(self) -> DumpRecord:
         """Capture, and return what became of it. Failures of stages are in the record, never raised."""
@@ -111,24 +129,50 @@ class Capture:
                 self._stages.add_problem("settings", "bad-configuration", problem)
             has_vmcore = self._in_child("identify", self._identify) is not False
             self._name_the_crash()
-            with self._stages("open-target"):
-                self._place = self._open_target()
-            on_target = self._place is not None
-            if not on_target:
-                with self._stages("open-fallback"):
-                    # So that production has the record and the log at least.
-                    self._place = self._open_fallback()
-            if self._place is not None:
-                with self._stages("first-record"):
-                    self._write_record()
-                if has_vmcore:
-                    self._in_child("kernel-log", self._save_log)
-                    with self._stages("second-record"):
-                        self._write_record()
-                if has_vmcore and on_target:
-                    self._save_image()
+            on_target = self._settle(has_vmcore)
+            if has_vmcore and on_target:
+                self._save_image()
             self._finish()
         return self._record
+
+    def _settle(self, has_vmcore: bool) -> bool:
+        """Find the place where record and log go as a whole, and put them there; whether it is the target.
+
+        Else they go where production looks for what found no target; else the newest lines go where there is
+        most room; else to the console.
+        """
+        opened: list[_Rung] = []
+        for stage, open_rung in (("open-target", self._open_target), ("open-fallback", self._open_fallback)):
+            self._rung = None
+            with self._stages(stage):
+                opened.append(open_rung())
+                opened[-1].place.keep_room_for(RECORD_FILE, _MOST_RECORD_BYTES)
+                self._rung = opened[-1]
+            if self._rung is None or not self._wrote("first-record"):
+                continue
+            saved = self._in_child("kernel-log", self._save_log) if has_vmcore else None
+            if saved is not False and self._wrote("second-record"):
+                self._discard(opened[:-1])
+                return stage == "open-target"
+        if opened:
+            self._rung = max(opened, key=_room_of)
+            self._discard([rung for rung in opened if rung is not self._rung])
+        if has_vmcore and not self._children.interrupted:
+            self._in_child("kernel-log", self._save_newest_lines)
+        return False
+
+    def _wrote(self, stage: str) -> bool:
+        """Write the record; whether that was possible."""
+        with self._stages(stage):
+            self._write_record()
+            return True
+        return False
+
+    def _discard(self, rungs: list[_Rung]) -> None:
+        """Leave nothing where not all could be left."""
+        for rung in rungs:
+            with self._stages("discard"):
+                rung.place.discard()
 
     # Children
 
@@ -179,16 +223,18 @@ class Capture:
 
     def _look_at_files(self) -> None:
         """What became of the files that a child had begun, and did not finish."""
-        if self._place is not None:
-            found = [file for file in self._place.files() if file.name not in (RECORD_FILE, JOURNAL_FILE)]
+        if self._rung is not None:
+            found = [
+                file for file in self._rung.place.files() if file.name not in (RECORD_FILE, JOURNAL_FILE)
+            ]
             self._record.files = [DumpFile(*file) for file in found]
 
     def _save_image(self) -> None:
-        assert self._place is not None
+        assert self._rung is not None
         saver = ImageSaver(
             self._kernel_files.vmcore,
             self._guard,
-            self._place,
+            self._rung.place,
             self._settings.config,
             self._record,
             self._stages,
@@ -233,7 +279,7 @@ class Capture:
     def _name_the_crash(self) -> None:
         record = self._record
         moment = record.crash_time or format_utc(self._started)
-        record.name = _name(moment, record.host)
+        self._name = record.name = _name(moment, record.host)
         log.event(
             logger,
             logging.INFO,
@@ -245,46 +291,63 @@ class Capture:
             KDUMP_BOOT_ID=record.boot_id,
         )
 
-    def _open_target(self) -> Place:
+    def _open_target(self) -> _Rung:
         settings = self._settings
         target = LocalTarget(
             self._root / (settings.target_folder or settings.config.target).lstrip("/"),
             mount_point=_path(settings.target_mount_point),
             keep_free_bytes=settings.config.keep_free_bytes,
         )
-        place = target.open(self._record.name)
-        self._record.name = place.name
-        self._where = f"{settings.config.target.rstrip('/')}/{place.name}"
-        return place
+        return _Rung(target.open(self._name), settings.config.target.rstrip("/"))
 
-    def _open_fallback(self) -> Place:
+    def _open_fallback(self) -> _Rung:
         settings = self._settings
         target = LocalTarget(
             self._root / (settings.fallback_folder or FALLBACK_FOLDER).lstrip("/"),
             mount_point=_path(settings.fallback_mount_point),
         )
-        place = target.open(self._record.name)
-        self._where = f"/{FALLBACK_FOLDER}/{place.name}"
-        return place
+        return _Rung(target.open(self._name), f"/{FALLBACK_FOLDER}")
 
-    def _save_log(self) -> None:
-        assert self._place is not None
+    def _save_log(self) -> bool | None:
+        """Identify the crash, and save the log; False if the place does not take all of it."""
+        assert self._rung is not None
         with self._stages("kernel-log"), open_vmcore(self._kernel_files.vmcore, self._guard) as source:
-            saved = save_kernel_log(source, self._place, self._stages.alive)
-            self._record.files.append(DumpFile(*saved.file))
-            self._record.kernel_log_records = saved.records
-            for damage in saved.damage:
+            text = self._read_log(source)
+            try:
+                stored = save_kernel_log(text, source, self._rung.place, self._stages.alive)
+            except (TargetFull, TargetUnusable) as error:
+                self._stages.add_problem("kernel-log", error.reason, f"{describe(error)}. {error.hint}")
+                return False
+            self._record.files.append(DumpFile(*stored))
+            self._record.kernel_log_records = text.records
+            logger.info("Kernel log saved: %d records", text.records)
+            return True
+        return None
+
+    def _save_newest_lines(self) -> None:
+        with self._stages("kernel-log"), open_vmcore(self._kernel_files.vmcore, self._guard) as source:
+            text = self._read_log(source)
+            if self._rung is not None:
+                with self._stages("newest-lines"):
+                    stored, self._record.kernel_log_records = save_newest_lines(text, self._rung.place)
+                    self._record.files.append(DumpFile(*stored))
+                    return
+            say_log_end(text)
+
+    def _read_log(self, source: Vmcore) -> KernelLogText:
+        """Read the log, and tell in the record what it says of the crash."""
+        text = read_kernel_log(source, self._stages.alive)
+        if not self._record.crash_kind:  # else it was read before, for another place
+            for damage in text.damage:
                 self._stages.add_problem("kernel-log", BadVmcore.reason, damage)
-            if saved.lost_records:
-                self._stages.add_problem(
-                    "kernel-log",
-                    BadVmcore.reason,
-                    f"{saved.lost_records} records of the log could not be read",
-                )
-            logger.info("Kernel log saved: %d records", saved.records)
-            self._record.test = _was_asked_for(saved.last_records)
+            if text.lost_records:
+                message = f"{text.lost_records} records of the log could not be read"
+                self._stages.add_problem("kernel-log", BadVmcore.reason, message)
+            self._record.test = _was_asked_for(text.last_records)
             with self._stages("identify-crash"):
-                self._identify_crash(saved.last_records)
+                self._identify_crash(text.last_records)
+            self._stages.changed()
+        return text
 
     def _identify_crash(self, records: Sequence[LogRecord]) -> None:
         crash = identify(records)
@@ -312,19 +375,21 @@ class Capture:
         record.saved_time = format_utc(now)
         if record.crash_time:
             record.seconds_to_saved = round(max(now - parse_utc(record.crash_time), 0.0), 1)
-        if self._place is not None:
+        if self._rung is not None:
             with self._stages("final-record"):
                 self._write_record()
+                self._rung.place.release_room()
         self._report()
-        if self._place is not None and self._settings.small_image and self._settings.target_folder:
+        if self._rung is not None and self._settings.small_image and self._settings.target_folder:
             # A root file system keeps its journal itself.
-            save_own_journal(self._root, self._place)
+            save_own_journal(self._root, self._rung.place)
 
     # Helpers
 
     def _write_record(self) -> None:
-        assert self._place is not None
-        self._place.put(RECORD_FILE, self._record.to_json().encode())
+        assert self._rung is not None
+        self._record.name = self._rung.place.name
+        self._rung.place.put(RECORD_FILE, self._record.to_json().encode())
 
     def _report(self) -> None:
         record = self._record
@@ -336,7 +401,7 @@ class Capture:
             "KDUMP_STORED_BYTES": record.stored_bytes,
             "KDUMP_SECONDS_TO_SAVED": record.seconds_to_saved,
         }
-        where = self._where
+        where = "nowhere" if self._rung is None else f"{self._rung.folder}/{self._rung.place.name}"
         if record.state is DumpState.COMPLETE:
             text = (
                 f"Dump saved: {where}, {format_bytes(record.stored_bytes)} for "
@@ -352,6 +417,13 @@ class Capture:
         else:
             text = f"No dump: {why} (record: {where})"
             log.event(logger, logging.ERROR, log.MessageId.CAPTURE_FAILED, text, **fields)
+
+
+def _room_of(rung: _Rung) -> int:
+    try:
+        return rung.place.room_bytes(is_log=True)
+    except TargetUnusable:
+        return 0
 
 
 def _name(moment: str, host: str) -> str:

@@ -96,8 +96,12 @@ class Place(Protocol):
     def name(self) -> str:
         """What the dump is called there."""
 
-    def room_bytes(self) -> int:
-        """How many bytes a dump may take there."""
+    def room_bytes(self, *, is_log: bool = False) -> int:
+        """How many bytes a dump may take there. A log may take what is kept free for production, too."""
+
+    def keep_room_for(self, name: str, size_bytes: int) -> None:
+        """See to it that a small file of this name and size can be put at any time, whatever else fills the
+        place. It counts for each time that it is put."""
 
     def put(self, name: str, content: bytes) -> StoredFile:
         """Put a small file, in place of one of that name. Afterwards, also if that is after a loss of power,
@@ -105,6 +109,12 @@ class Place(Protocol):
 
     def files(self) -> list[StoredFile]:
         """The files of the dump that are there, complete or not, by name."""
+
+    def release_room(self) -> None:
+        """Keep no room any more."""
+
+    def discard(self) -> None:
+        """Take away all that was put and uploaded there."""
 
     def create(self, name: str, *, is_log: bool = False) -> Upload:
         """Begin a large file. A log may take the room that is kept free for production (``KeepFree=``)."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from kdump_service.atomic_file import sync_folder, write_atomically
+from kdump_service.atomic_file import sync_folder, temporary_of, write_atomically
 from kdump_service.errors import ProgramFailed, TargetFull, TargetUnusable
 from kdump_service.process import run
 from kdump_service.quantity import format_bytes
@@ -134,24 +134,45 @@ class LocalPlace:
         self._begin_again = begin_again or replace
         self._replace = replace
         self._advice = advice
+        self._kept_room: dict[str, int] = {}
 
     @property
     def name(self) -> str:
         """See Place."""
         return self._folder.name
 
-    def room_bytes(self) -> int:
+    def room_bytes(self, *, is_log: bool = False) -> int:
         """See Place."""
         try:
-            return max(_free_bytes(self._folder) - self._keep_free_bytes, 0)
+            return max(_free_bytes(self._folder) - (0 if is_log else self._keep_free_bytes), 0)
         except OSError as error:
             raise _target_error(error, self._folder, self._advice) from error
+
+    def keep_room_for(self, name: str, size_bytes: int) -> None:
+        """See Place. What has the room is the file into which the content is written before it gets its
+        name."""
+        self._kept_room[name] = size_bytes
+        path = temporary_of(self._folder / name)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(path, flags, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, size_bytes)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise _target_error(error, path, self._advice) from error
 
     def put(self, name: str, content: bytes) -> StoredFile:
         """See Place."""
         path = self._folder / name
         try:
             write_atomically(path, content)
+            if name in self._kept_room:
+                # If there is no room any more, what was just put is there all the same.
+                with contextlib.suppress(TargetFull):
+                    self.keep_room_for(name, self._kept_room[name])
             return _stored(name, path.lstat())
         except OSError as error:
             raise _target_error(error, path, self._advice) from error
@@ -162,8 +183,26 @@ class LocalPlace:
             return [
                 _stored(path.name, path.lstat())
                 for path in sorted(self._folder.iterdir())
-                if not path.name.startswith(".")  # what put() has not finished
+                if not path.name.startswith(".")  # of put() and keep_room_for()
             ]
+        except OSError as error:
+            raise _target_error(error, self._folder, self._advice) from error
+
+    def release_room(self) -> None:
+        """See Place."""
+        try:
+            for name in self._kept_room:
+                temporary_of(self._folder / name).unlink(missing_ok=True)
+            self._kept_room.clear()
+        except OSError as error:
+            raise _target_error(error, self._folder, self._advice) from error
+
+    def discard(self) -> None:
+        """See Place."""
+        try:
+            for path in self._folder.iterdir():
+                path.unlink()
+            self._folder.rmdir()
         except OSError as error:
             raise _target_error(error, self._folder, self._advice) from error
 

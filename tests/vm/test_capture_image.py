@@ -89,6 +89,27 @@ def test_target_is_gone_in_the_capture_boot(restored: RestoredFactory, second: P
         assert machine.listing("/srv") == {}  # nothing is written below its mount point
 
 
+@pytest.mark.promise("target-full", "never-lose-the-log")
+@pytest.mark.guest(captures=1)
+def test_target_has_no_room_for_the_log(restored: RestoredFactory, second: Path) -> None:
+    """It goes whole where there is room, with its record; on the target nothing is begun."""
+    with restored(disks=[second]) as machine:
+        dump_to_the_second_disk(machine)
+        machine.run("mkdir -p /srv/dumps")
+        machine.run("fallocate -l $(($(stat -f -c '%a * %S' /srv) - (64 << 10))) /srv/filler && sync")
+        machine.end_at_reset()
+        asked = machine.crash("sysrq")
+        machine.wait_until_off(since=asked)
+        [dump] = machine.dumps(FALLBACK)
+        assert dump.record["state"] == "failed"
+        assert dump.record["panic_message"] == "Kernel panic - not syncing: sysrq triggered crash"
+        assert [problem["reason"] for problem in dump.record["problems"]] == ["target-full"]
+        log = machine.get(f"{dump.path}/dmesg.txt").decode()
+        assert "Linux version " in log.splitlines()[0]
+        assert "sysrq: Trigger a crash" in log
+    assert list_folder(second, "/dumps") == []
+
+
 @pytest.mark.promise("image-damaged", "root-serves")
 @pytest.mark.guest(seconds=200)
 @pytest.mark.part("images")

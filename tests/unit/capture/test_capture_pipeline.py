@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import faulthandler
 import hashlib
 import json
+import logging
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
@@ -169,13 +172,136 @@ def test_too_little_room_for_what_is_configured(
     machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _settings(machine, compression="none")
-    monkeypatch.setattr(local.LocalPlace, "room_bytes", lambda self: 100 * PAGE)
+    monkeypatch.setattr(local.LocalPlace, "room_bytes", lambda self: 20 * PAGE)
     record = _run(machine)
     assert record.state is DumpState.FAILED
     assert record.problems[-1].reason == "target-full"
     assert "only the kernel's log was saved" in record.problems[-1].message
     folder = machine.path / "var/crash" / NAME
     assert sorted(path.name for path in folder.iterdir()) == ["dmesg.txt", "record.json"]
+
+
+# Disks that are full
+
+
+@pytest.fixture
+def mount_tmpfs(machine: MachineRoot) -> Iterator[Callable[[str, int], None]]:
+    """Mounts a file system of so many KiB below the machine's root."""
+    if os.geteuid():
+        pytest.skip("mounting takes root")
+    mounted: list[Path] = []
+
+    def mount(folder: str, size_kib: int) -> None:
+        point = machine.path / folder
+        point.mkdir(parents=True, exist_ok=True)
+        options = f"size={size_kib}k,mode=755"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", point], check=True)
+        mounted.append(point)
+
+    yield mount
+    for point in mounted:
+        subprocess.run(["umount", point], check=True)
+
+
+def _with_a_long_log(machine: MachineRoot) -> None:
+    """Of 90 KiB."""
+    lines = [(number / 10, f"line {number} {'x' * 3000}") for number in range(30)]
+    core = _core([*lines, (10.0, LOG[1])], PrintkRing(count_bits=5, size_bits=17))
+    machine.write("proc/vmcore", bytes(core))
+
+
+@pytest.mark.promise("never-lose-the-log", "target-full")
+def test_log_that_does_not_fit_goes_where_it_does(
+    machine: MachineRoot, mount_tmpfs: Callable[[str, int], None]
+) -> None:
+    _settings(machine)
+    _with_a_long_log(machine)
+    mount_tmpfs("var/crash", 64)
+    record = _run(machine)
+    folder = machine.path / "var/lib/kdump-service/crash" / NAME
+    text = (folder / "dmesg.txt").read_text()
+    assert [f"line {number} " in text for number in range(30)] == [True] * 30
+    assert text.rstrip().endswith(LOG[1])
+    saved = DumpRecord.read(folder)
+    assert (saved.state, saved.panic_message, saved.kernel_log_records) == (DumpState.FAILED, LOG[1], 31)
+    assert [(problem.stage, problem.reason) for problem in saved.problems] == [("kernel-log", "target-full")]
+    assert saved == dataclasses.replace(record, stage_seconds=saved.stage_seconds)
+    assert list((machine.path / "var/crash").iterdir()) == []
+
+
+@pytest.mark.promise("never-lose-the-log", "target-full")
+def test_newest_lines_go_where_there_is_most_room(
+    machine: MachineRoot, mount_tmpfs: Callable[[str, int], None]
+) -> None:
+    _settings(machine)
+    _with_a_long_log(machine)
+    mount_tmpfs("var/crash", 48)
+    mount_tmpfs("var/lib/kdump-service/crash", 100)
+    machine.write("var/lib/kdump-service/crash/other", "x" * (20 << 10))
+    record = _run(machine)
+    folder = machine.path / "var/lib/kdump-service/crash" / NAME
+    text = (folder / "dmesg.txt.incomplete").read_text()
+    assert text.startswith("[older lines of the log found no room]\n")
+    assert text.rstrip().endswith(LOG[1])
+    kept = [number for number in range(30) if f"line {number} " in text]
+    assert kept == list(range(30 - len(kept), 30))
+    assert len(kept) > 5
+    saved = DumpRecord.read(folder)
+    assert (saved.state, saved.panic_message) == (DumpState.FAILED, LOG[1])
+    assert saved.kernel_log_records == record.kernel_log_records == len(kept) + 1
+    assert [file.name for file in saved.files] == ["dmesg.txt.incomplete"]
+    assert list((machine.path / "var/crash").iterdir()) == []
+
+
+@pytest.mark.promise("never-lose-the-log", "target-full")
+def test_log_that_finds_no_place_is_said(
+    machine: MachineRoot, mount_tmpfs: Callable[[str, int], None], tmp_path: Path
+) -> None:
+    _settings(machine)
+    _with_a_long_log(machine)
+    for folder in ("var/crash", "var/lib/kdump-service/crash"):
+        mount_tmpfs(folder, 4)
+        machine.write(f"{folder}/other", "x" * (4 << 10))
+    console = logging.FileHandler(tmp_path / "console")  # a child writes to it, too
+    logging.getLogger("kdump_service").addHandler(console)
+    try:
+        record = _run(machine)
+    finally:
+        logging.getLogger("kdump_service").removeHandler(console)
+        console.close()
+    assert (record.state, record.panic_message) == (DumpState.FAILED, LOG[1])
+    said = (tmp_path / "console").read_text()
+    begin = said.index("----- end of the crashed kernel's log, which no place took -----")
+    end = said.index("----- that was all -----")
+    assert said[begin:end].rstrip().endswith(LOG[1])
+    assert "line 29 " in said[begin:end]
+    assert "line 0 " not in said[begin:end]
+
+
+@pytest.mark.promise("target-full", "incomplete-says-so", "never-lose-the-log")
+def test_image_that_does_not_fit_is_begun_and_its_record_is_written(
+    machine: MachineRoot, mount_tmpfs: Callable[[str, int], None]
+) -> None:
+    _settings(machine, compression="none")
+    mount_tmpfs("var/crash", 1200)
+    record = _run(machine)
+    assert record.state is DumpState.INCOMPLETE
+    assert record.problems[-1].reason == "target-full"
+    assert "No space left" in record.problems[-1].message
+    folder = machine.path / "var/crash" / NAME
+    assert os.statvfs(folder).f_bavail * PAGE < 256 << 10  # of the batch that found no room
+    saved = DumpRecord.read(folder)
+    assert (saved.state, saved.panic_message) == (DumpState.INCOMPLETE, LOG[1])
+    assert record.pages > 100
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "dmesg.txt",
+        "record.json",
+        "vmcore.incomplete",
+    ]
+    with open_image(folder / "vmcore.incomplete") as opened:
+        assert opened.incomplete
+        content = _core().segments[1].content[: 100 * PAGE]
+        assert opened.image.read_physical(0x100000, 100 * PAGE) == content
 
 
 @pytest.mark.promise("engine-missing")

@@ -134,6 +134,32 @@ def test_full_disk(mount_tmpfs: MountTmpfs) -> None:
     end_upload(upload, "vmcore", whole=False)
 
 
+def test_room_for_a_record_is_kept_on_a_disk_that_is_full(mount_tmpfs: MountTmpfs) -> None:
+    """As often as it is written, as long as there is some; then what was written last stays."""
+    folder = mount_tmpfs("size=8m")
+    place = LocalTarget(folder).open("dump")
+    place.keep_room_for("record", 32 << 10)
+    place.put("record", b"first" * 1000)
+    upload = place.create("vmcore")
+    with pytest.raises(TargetFull):
+        for offset in range(0, 9 * MIB, 4096):
+            upload.write_at(offset, b"x" * 4096)
+    assert place.room_bytes() == 0
+    assert place.put("record", b"second" * 4000).bytes == 24000
+    assert (folder / "dump/record").read_bytes() == b"second" * 4000
+    assert [file.name for file in place.files()] == ["record", "vmcore.incomplete"]
+    place.release_room()
+    upload.abandon()
+    assert sorted(path.name for path in (folder / "dump").iterdir()) == ["record", "vmcore.incomplete"]
+    with pytest.raises(TargetFull):
+        place.put("record", b"x" * MIB)
+    assert (folder / "dump/record").read_bytes() == b"second" * 4000
+    place.discard()
+    assert list(folder.iterdir()) == []
+    with pytest.raises(TargetFull):
+        LocalTarget(folder).open("dump").keep_room_for("record", 9 * MIB)
+
+
 def test_room_for_production_is_kept_but_for_the_log(mount_tmpfs: MountTmpfs) -> None:
     place = LocalPlace(mount_tmpfs("size=8m"), keep_free_bytes=4 * MIB, flush_bytes=MIB)
     upload = place.create("vmcore")

@@ -107,7 +107,7 @@ def test_target_has_no_room_for_the_log(restored: RestoredFactory, second: Path)
         log = machine.get(f"{dump.path}/dmesg.txt").decode()
         assert "Linux version " in log.splitlines()[0]
         assert "sysrq: Trigger a crash" in log
-    assert list_folder(second, "/dumps") == []
+    assert list_folder(second, "/dumps") == {}
 
 
 @pytest.mark.promise("image-damaged", "root-serves")

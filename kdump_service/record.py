@@ -164,6 +164,10 @@ class DumpRecord:
     """Frames left out, by class: free, cache, cache-private, user, hwpoison, offline."""
     predicted_bytes: int = 0
     """What the image was expected to take at most, before it was written."""
+    read_back_bytes: int = 0
+    """Of the image's file, what was read back from the medium, and compared with what had been written."""
+    read_back_cached_bytes: int = 0
+    """The same where nobody knows whether it came from the medium or from a cache on the way."""
     image_parts: list[ImagePart] = field(default_factory=list)
     """The integrity manifest of the image."""
     files: list[DumpFile] = field(default_factory=list)

@@ -146,6 +146,7 @@ class ImageSaver:
             return writer
 
         def verify(upload: Upload, writer: DumpWriter) -> bool:
+            upload.verify(self._stages.progress_of_bytes("Reading back"))
             engine.verify_image(plan, upload, self._stages.progress_in_pages("Verifying", page_bytes))
             whole = not record.lost_pages
             writer.finish(complete=whole)
@@ -180,6 +181,7 @@ class ImageSaver:
             return writer
 
         def verify(upload: Upload, writer: ElfCopyWriter) -> bool:
+            upload.verify(self._stages.progress_of_bytes("Reading back"))
             verify_copy(source, writer, self._stages.progress("Verifying", source.size_bytes).advance)
             if not unreadable_bytes:
                 writer.finish()
@@ -209,6 +211,7 @@ class ImageSaver:
             with self._stages("verify"):
                 whole = verify(upload, writer)
         with self._stages("commit"):
+            self._record.read_back_bytes, self._record.read_back_cached_bytes = upload.read_back_bytes
             self._record.files.append(DumpFile(*end_upload(upload, name, whole=whole)))
             if whole:
                 self._record.state = DumpState.COMPLETE

@@ -40,7 +40,14 @@ from kdump_service.capture.read_guard import ReadGuard
 from kdump_service.capture.settings import read_capture_settings
 from kdump_service.capture.stages import INTERRUPTED, Interrupted, Stages
 from kdump_service.capture_settings import CaptureSettings
-from kdump_service.errors import BadVmcore, TargetFull, TargetUnusable, WorkerFailed, describe
+from kdump_service.errors import (
+    BadVmcore,
+    TargetFull,
+    TargetUnusable,
+    VerificationFailed,
+    WorkerFailed,
+    describe,
+)
 from kdump_service.folders import FALLBACK_FOLDER
 from kdump_service.kernel.files import KernelFiles
 from kdump_service.quantity import format_bytes, format_seconds, format_utc, parse_utc
@@ -315,7 +322,7 @@ class Capture:
             text = self._read_log(source)
             try:
                 stored = save_kernel_log(text, source, self._rung.place, self._stages.alive)
-            except (TargetFull, TargetUnusable) as error:
+            except (TargetFull, TargetUnusable, VerificationFailed) as error:
                 self._stages.add_problem("kernel-log", error.reason, f"{describe(error)}. {error.hint}")
                 return False
             self._record.files.append(DumpFile(*stored))

@@ -80,6 +80,10 @@ class Stages:
         """Of something that counts bytes."""
         return Progress(what, total_bytes, self._gauge, self._notify, logger.info)
 
+    def progress_of_bytes(self, what: str) -> Callable[[int, int], None]:
+        """Of something that tells how many bytes are done, and of how many."""
+        return self.progress_in_pages(what, 1)
+
     def progress_in_pages(self, what: str, page_bytes: int) -> Callable[[int, int], None]:
         """Of something that tells how many pages are done, and of how many."""
         progress: Progress | None = None

@@ -100,6 +100,8 @@ def convert_file(
         upload = place.create(name)
         try:
             writer = _write(opened, dump, upload, result, progress)
+            unit = opened.pages.page_bytes
+            upload.verify(lambda done, total: progress("Reading back", done // unit, total // unit))
             with open_upload(upload) as written:
                 result.verified_pages = verify_dump(
                     opened.pages,

@@ -3,12 +3,13 @@
 
 A *target* is what the configuration names. It is opened once for each dump, and then is a *place*, which
 takes small files whole and large ones by an *upload*. Nobody outside of this room knows what lies behind: a
-folder, a server, a pipe. All methods raise TargetFull or TargetUnusable, and nothing else.
+folder, a server, a pipe. All methods raise TargetFull or TargetUnusable, and nothing else but what they say.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 __all__ = ["Can", "Place", "StoredFile", "Target", "Upload", "end_upload"]
@@ -65,8 +66,21 @@ class Upload(Protocol):
     def flush(self) -> None:
         """Bring what was put to where it outlives a loss of power."""
 
+    def verify(self, advance: Callable[[int, int], object] = lambda done, total: None) -> None:
+        """Flush, and read back what was not read back yet. Only where it can READ_BACK. Raises
+        VerificationFailed if a piece, also one that was read before, is not what was written.
+
+        ``advance`` is told how many bytes were read, and of how many.
+        """
+
+    @property
+    def read_back_bytes(self) -> tuple[int, int]:
+        """So many bytes were read back from the medium, and so many that may have come from a cache on the
+        way."""
+
     def publish(self, name: str) -> StoredFile:
-        """Flush the file, give it its final name, and close it."""
+        """Verify the file where it can READ_BACK, give it its final name, and close it. What fails to be
+        verified keeps its name."""
 
     def abandon(self) -> StoredFile:
         """Close the file as it is; its name goes on saying that it is incomplete. Flush it before, if it is

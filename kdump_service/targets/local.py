@@ -10,15 +10,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from kdump_service.atomic_file import sync_folder, temporary_of, write_atomically
-from kdump_service.errors import ProgramFailed, TargetFull, TargetUnusable
+from kdump_service.errors import ProgramFailed, TargetFull, TargetUnusable, VerificationFailed
 from kdump_service.process import run
 from kdump_service.quantity import format_bytes
 from kdump_service.targets.contract import Can, StoredFile
+from kdump_service.targets.pieces import Piece, Pieces
+from kdump_service.targets.read_back import ReadBack
 
 __all__ = ["LocalPlace", "LocalTarget", "LocalUpload", "check_room", "place_of_file"]
 
@@ -28,6 +31,7 @@ never fills with it: large enough for a disk to stream, and a small part of the 
 occupies. Measured with crashkernel=128M, where 32 MiB of it left the capture too little to run."""
 _MOUNT_TIMEOUT_SEC = 60
 _MOST_SAME_NAMES = 100
+_LOSES_DATA = "The disk, or what lies between, loses data: check it."
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -169,6 +173,7 @@ class LocalPlace:
         path = self._folder / name
         try:
             write_atomically(path, content)
+            self._check_what_was_put(path, content)
             if name in self._kept_room:
                 # If there is no room any more, what was just put is there all the same.
                 with contextlib.suppress(TargetFull):
@@ -176,6 +181,15 @@ class LocalPlace:
             return _stored(name, path.lstat())
         except OSError as error:
             raise _target_error(error, path, self._advice) from error
+
+    def _check_what_was_put(self, path: Path, content: bytes) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with contextlib.ExitStack() as opened:
+            opened.callback(os.close, descriptor)
+            back = ReadBack(path, descriptor)
+            opened.callback(back.close)
+            if not back.is_as_written(Piece(0, len(content), zlib.crc32(content))):
+                raise TargetUnusable(f"{path} is not what was written", _LOSES_DATA)
 
     def files(self) -> list[StoredFile]:
         """See Place."""
@@ -266,6 +280,10 @@ class LocalUpload:
         self._replace = replace
         self._advice = advice
         self._unflushed_bytes = 0
+        self._head_bytes = 0
+        self._pieces = Pieces()
+        self._damaged: list[Piece] = []
+        self._read_back: ReadBack | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -275,6 +293,7 @@ class LocalUpload:
 
     def reserve(self, size_bytes: int) -> None:
         """See Upload."""
+        self._head_bytes = size_bytes
         with self._translated():
             os.posix_fallocate(self._descriptor, 0, size_bytes)
             check_room(self._path.parent, self._keep_free_bytes)
@@ -283,6 +302,7 @@ class LocalUpload:
         """See Upload. Raises TargetFull before the file system's last bytes are taken."""
         view = memoryview(data)
         with self._translated():
+            self._damaged += self._pieces.add(offset, view, self.read_at)
             while len(view) > 0:
                 written = os.pwrite(self._descriptor, view, offset)
                 view = view[written:]
@@ -290,6 +310,8 @@ class LocalUpload:
                 self._unflushed_bytes += written
             if self._flush_bytes and self._unflushed_bytes >= self._flush_bytes:
                 self.flush()
+                # What stands before the pages is written more than once, and read back at the end.
+                self._compare(self._pieces.take(self._head_bytes, all_of_them=False))
                 check_room(self._path.parent, self._keep_free_bytes)
 
     def set_size(self, size_bytes: int) -> None:
@@ -314,6 +336,45 @@ class LocalUpload:
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         self._unflushed_bytes = 0
 
+    @property
+    def read_back_bytes(self) -> tuple[int, int]:
+        """See Upload."""
+        back = self._read_back
+        return (0, 0) if back is None else (back.bytes, back.cached_bytes)
+
+    def verify(self, advance: Callable[[int, int], object] = lambda done, total: None) -> None:
+        """See Upload. What nobody wrote must be zeros."""
+        self.flush()
+        with self._translated():
+            self._compare(self._pieces.take(0, all_of_them=True), advance)
+            if self._damaged:
+                first = min(self._damaged)
+                raise VerificationFailed(
+                    f"{self._path}: {len(self._damaged)} pieces of the file are not what was written, the "
+                    f"first at offset {first.offset:#x} with a length of {first.length}",
+                    _LOSES_DATA,
+                )
+            for offset, length in self._pieces.gaps(os.fstat(self._descriptor).st_size):
+                found = self._back().first_data(offset, length)
+                if found is not None:
+                    raise VerificationFailed(f"{self._path}: nobody wrote the byte at offset {found:#x}")
+
+    def _compare(
+        self, pieces: list[Piece], advance: Callable[[int, int], object] = lambda done, total: None
+    ) -> None:
+        total = sum(piece.length for piece in pieces)
+        done = 0
+        for piece in pieces:
+            if not self._back().is_as_written(piece):
+                self._damaged.append(piece)
+            done += piece.length
+            advance(done, total)
+
+    def _back(self) -> ReadBack:
+        if self._read_back is None:
+            self._read_back = ReadBack(self._path, self._descriptor)
+        return self._read_back
+
     def publish(self, name: str) -> StoredFile:
         """See Upload. What came meanwhile and has that name is replaced only if that was asked for, else
         TargetUnusable is raised."""
@@ -321,6 +382,7 @@ class LocalUpload:
             # Else the name may survive a power cut that the content does not.
             with self._translated():
                 os.fsync(self._descriptor)
+            self.verify()
             final = self._path.with_name(name)
             with self._translated(final):
                 if self._replace:
@@ -340,6 +402,8 @@ class LocalUpload:
                 status = os.fstat(self._descriptor)
             finally:
                 os.close(self._descriptor)
+                if self._read_back is not None:
+                    self._read_back.close()
         return _stored(self._path.name, status)
 
     @contextlib.contextmanager

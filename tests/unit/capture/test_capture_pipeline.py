@@ -794,14 +794,15 @@ def test_image_changed_on_disk_is_never_called_good(
     def flush_and_damage(self: local.LocalUpload) -> None:
         flush(self)
         if self.size_bytes > 0x41000:
-            self.write_at(0x40000, b"\xff" * 0x1000)
-            flush(self)
+            with self._path.open("r+b") as file:
+                file.seek(0x40000)
+                file.write(b"\xff" * 0x10)
 
     monkeypatch.setattr(local.LocalUpload, "flush", flush_and_damage)
     record = _run(machine)
     assert record.state is DumpState.INCOMPLETE
     assert record.problems[0].reason == "verification-failed"
-    assert "was not saved as it was read" in record.problems[0].message
+    assert "1 pieces of the file are not what was written" in record.problems[0].message
 
 
 @pytest.mark.parametrize(

@@ -259,11 +259,14 @@ class KdumpWriter:
         of early ones."""
         while self._early and self._early[0][0] < end:
             self._begun.append(heapq.heappop(self._early)[2])
+        batches = [*self._begun, *self._pending]
+        if not batches:  # of a dump that is cut short
+            self._described = end
+            return
         block = np.zeros(end - self._described, PAGE_DESCRIPTOR)
-        if batches := [*self._begun, *self._pending]:
-            numbers, descriptors = self._descriptors(batches)
-            due = (numbers >= self._described) & (numbers < end)
-            block[numbers[due] - self._described] = descriptors[due]
+        numbers, descriptors = self._descriptors(batches)
+        due = (numbers >= self._described) & (numbers < end)
+        block[numbers[due] - self._described] = descriptors[due]
         if self._sink.rewritable or not self._begun:
             self._write_descriptors(self._described, block)
         else:
@@ -307,9 +310,13 @@ class KdumpWriter:
         """Put all that was given into the sink, so that it can be read back."""
         if self._new_early:
             self._describe_early()
-        left = [*self._pending, *self._begun, *(early for _, _, early in self._early)]
-        if left:
-            self._describe(max(placed.end for placed in left))
+        if self._pending:
+            self._describe(max(placed.end for placed in self._pending))
+        # Where the dump is cut short, early pages may be far behind: up to there step by step.
+        early = [*self._begun, *(early for _, _, early in self._early)]
+        end = max((placed.end for placed in early), default=0)
+        while self._described < end:
+            self._describe(min(self._described + self._at_once, end))
         self._sink.set_size(self._end)
 
     def parts(self) -> list[FilePart]:

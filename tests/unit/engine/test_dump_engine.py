@@ -610,6 +610,63 @@ def test_a_machine_of_a_terabyte_takes_little_memory(tmp_path: Path, kind: str) 
     core.unlink()
 
 
+CUT_SHORT = """
+import numpy as np
+from kdump_service.dumpfile.identity import identity_of
+from kdump_service.dumpfile.kdump_writer import KdumpWriter
+from kdump_service.dumpfile.page_codec import EncodedPages, PageKind, page_codec
+from kdump_service.engine.survey import Survey
+from kdump_service.pfn import CHUNK_PAGES, PfnBitmap
+from tests.builders.machine_memory import Machine
+from tests.unit.machine_image import ImageOfMachine
+
+class Sink:
+    rewritable = True
+    written = {{}}
+    def reserve(self, size_bytes): pass
+    def set_size(self, size_bytes): pass
+    def write_at(self, offset, data):
+        if offset > 1 << 24:
+            self.written[offset] = bytes(data)
+
+frames = PfnBitmap({frames})
+for chunk in range(frames.chunk_count):
+    frames.set_bits(chunk, np.ones(CHUNK_PAGES, np.bool_))
+identity = identity_of(ImageOfMachine(Machine(memory=[(1 << 20, 1 << 24)])))
+writer = KdumpWriter(Sink(), identity, Survey(31, frames, frames), 4096, page_codec("none", None))
+
+def write(write, pfn):
+    pages = EncodedPages(np.array([PageKind.RAW], np.uint8), np.array([4096], np.uint32))
+    write(np.array([(pfn, 1)]), pages, memoryview(bytes(4096)))
+
+early = [{frames} - 1, 5, {frames} // 2]
+for pfn in early:
+    write(writer.write_early, pfn)
+for pfn in range(3):
+    write(writer.write, pfn)
+writer.flush()
+described = 0
+for pfn in (*early, 0, 1, 2):
+    at = writer.layout.descriptors_offset + 24 * pfn
+    for offset, data in Sink.written.items():
+        if offset <= at < offset + len(data):
+            last = data[at - offset : at - offset + 24]
+    described += int.from_bytes(last[8:12], "little") == 4096
+print(described)
+[peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(int(peak) >> 10)
+"""
+
+
+def test_a_dump_that_is_cut_short_takes_little_memory() -> None:
+    """Of 256 GiB that are to be kept, three pages are written, and three early ones, the last among them."""
+    program = CUT_SHORT.format(frames=1 << 26)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    described, peak = map(int, done.stdout.split())
+    assert described == 6
+    assert peak < 64  # MiB
+
+
 @pytest.mark.parametrize(("most", "together"), [(1024, 8), (1024, 1), (10**6, 8), (64, 8)])
 def test_sample_is_spread_over_all_that_is_kept(most: int, together: int) -> None:
     kept = PfnBitmap(3 * CHUNK_PAGES)

@@ -19,8 +19,10 @@ from kdump_service.ctl.output import json_text
 from kdump_service.ctl.progress import ProgressLine
 from kdump_service.ctl.text import labelled, printable
 from kdump_service.dump_options import COMPRESSIONS_OF, CONTENTS, MOST_LEVEL, DumpOptions
+from kdump_service.dumpfile.sink import FilePart
 from kdump_service.errors import BadVmcore, ConfigError, TargetFull, TargetUnusable
 from kdump_service.quantity import format_bytes, format_seconds, format_utc
+from kdump_service.record import RECORD_FILE, DumpRecord
 
 __all__ = ["VERBS", "add_json", "add_parsers", "means_stored_dump", "run"]
 
@@ -153,12 +155,31 @@ def _convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _manifest_of(path: Path) -> list[FilePart]:
+    """What the record beside a dump says of its parts; nothing where there is no record, or none of it."""
+    try:
+        record = DumpRecord.read(path.parent)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        print(f"kdumpctl: note: {path.parent / RECORD_FILE} cannot be used: {error}", file=sys.stderr)
+        return []
+    if not any(file.name == path.name for file in record.files):
+        return []
+    return [FilePart(part.name, part.offset, part.length, part.sha256) for part in record.image_parts]
+
+
 def _inspect(arguments: argparse.Namespace) -> int:
     from kdump_service.engine.inspect import inspect_file  # noqa: PLC0415  (numpy)
 
     progress = ProgressLine()
     try:
-        found = inspect_file(arguments.source, every_page=arguments.verify, progress=progress)
+        found = inspect_file(
+            arguments.source,
+            every_page=arguments.verify,
+            progress=progress,
+            manifest=_manifest_of(arguments.source) if arguments.verify else (),
+        )
     finally:
         progress.clear()
     if arguments.json:

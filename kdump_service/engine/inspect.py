@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 from kdump_service.dumpfile.identity import identity_of
 from kdump_service.dumpfile.kdump_reader import KdumpFile
 from kdump_service.dumpfile.open_image import OpenedImage, open_image
+from kdump_service.dumpfile.sink import FilePart
 from kdump_service.engine.verify import SAMPLE_PAGES, check_descriptors, sampled_runs
 from kdump_service.errors import BadVmcore, VerificationFailed
 from kdump_service.pfn import PfnBitmap, chunks_of
@@ -22,6 +24,7 @@ from kdump_service.vmcore.printk import read_log
 __all__ = ["Inspection", "inspect_file"]
 
 _PAGES_AT_ONCE = 64
+_READ_BYTES = 1 << 20
 
 
 @dataclass
@@ -54,8 +57,15 @@ class Inspection:
     problems: list[str] = field(default_factory=list)
 
 
-def inspect_file(path: Path, *, every_page: bool, progress: Callable[[str, int, int], None]) -> Inspection:
-    """Open, look, and read pages. Raises OSError, or BadVmcore if it is no dump at all."""
+def inspect_file(
+    path: Path,
+    *,
+    every_page: bool,
+    progress: Callable[[str, int, int], None],
+    manifest: Sequence[FilePart] = (),
+) -> Inspection:
+    """Open, look, and read pages; ``manifest`` is what the file's parts were when it was written. Raises
+    OSError, or BadVmcore if it is no dump at all."""
     with open_image(path) as opened:
         found = Inspection(opened.format, opened.wrapping, path.stat().st_size)
         found.page_bytes = opened.pages.page_bytes
@@ -75,7 +85,36 @@ def inspect_file(path: Path, *, every_page: bool, progress: Callable[[str, int, 
             except (BadVmcore, VerificationFailed) as error:
                 found.problems.append(str(error))
         _read_pages(opened, kept, found, every_page, progress)
+    if manifest:
+        _hold_against(path, manifest, found, progress)
     return found
+
+
+def _hold_against(
+    path: Path,
+    manifest: Sequence[FilePart],
+    found: Inspection,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Compare the file with what it was when it was written."""
+    total = sum(part.length for part in manifest) // found.page_bytes
+    done = 0
+    with open(path, "rb") as file:
+        for part in manifest:
+            digest = hashlib.sha256()
+            left = part.length
+            file.seek(part.offset)
+            while left and (data := file.read(min(left, _READ_BYTES))):
+                digest.update(data)
+                left -= len(data)
+                done += len(data)
+                progress("Comparing", done // found.page_bytes, total)
+            if left or digest.hexdigest() != part.sha256:
+                found.problems.append(
+                    f"the {part.name}, {part.length} bytes at offset {part.offset:#x}, are not what was "
+                    "saved: the record has another SHA-256"
+                )
+    found.checked += f", held against the SHA-256 of {len(manifest)} parts"
 
 
 def _identify(opened: OpenedImage, found: Inspection) -> None:

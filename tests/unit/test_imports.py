@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("image", "arm", "store", "reserve", "rehearse", "unit_exchange", "file_identity"),
     },
     "bus": {"errors", "log", "config", "settings", "service", "store"},
-    "ctl": {*BASE, "dump_options", "vmcore", "dumpfile", "engine", "bus"},
+    "ctl": {*BASE, "dump_options", "record", "vmcore", "dumpfile", "engine", "bus"},
     "daemon": {*BASE, "log", "config", "kernel", "arm", "service", "bus", "store"},
     "__main__": {"daemon", "capture", "service", "image", "reserve", "rehearse"},
 }

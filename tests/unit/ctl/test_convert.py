@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from kdump_service.dumpfile.kdump_reader import KdumpFile
 from kdump_service.dumpfile.open_image import open_image
 from kdump_service.engine.convert import convert_file
 from kdump_service.errors import BadVmcore, ConfigError, TargetUnusable
+from kdump_service.record import DumpFile, DumpRecord, ImagePart
 from tests.builders import printk_ring
 from tests.builders.machine_memory import Aarch64, Machine
 from tests.builders.printk_ring import PrintkRing
@@ -592,6 +594,48 @@ def test_inspect(whole_dumps: dict[str, Path], capsys: pytest.CaptureFixture[str
     assert (found["machine"], found["host"], found["crash_time"]) == ("x86_64", "crashed", 1700000000)
     assert found["panic_message"] == "Kernel panic - not syncing: sysrq triggered crash"
     assert found["problems"] == []
+
+
+@pytest.mark.promise("no-broken-dump-as-good")
+def test_inspect_holds_a_dump_against_its_record(
+    core: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A byte of a page that is not compressed: nothing in the file itself says that it is another one."""
+    path = tmp_path / "vmcore"
+    told = convert_file(core, path, DumpOptions(0, "kdump", "none"))
+    record = DumpRecord(
+        "20261123T040000Z-crashed",
+        files=[DumpFile("vmcore", told.bytes, told.bytes)],
+        image_parts=[ImagePart(**dataclasses.asdict(part)) for part in told.parts],
+    )
+    (tmp_path / "record.json").write_text(record.to_json())
+    capsys.readouterr()
+    sound = _inspected(capsys, path, "--verify")
+    assert (sound["problems"], sound["checked"].endswith(", held against the SHA-256 of 4 parts")) == (
+        [],
+        True,
+    )
+    pages = next(part for part in told.parts if part.name == "pages")
+    for offset in (pages.offset, pages.offset + pages.length - 1):
+        with path.open("r+b") as file:
+            file.seek(offset)
+            [byte] = file.read(1)
+            file.seek(offset)
+            file.write(bytes([byte ^ 0x10]))
+        assert _inspected(capsys, path)["problems"] == []
+        [problem] = _inspected(capsys, path, "--verify", code=43)["problems"]
+        assert problem.startswith(
+            f"the pages, {pages.length} bytes at offset {pages.offset:#x}, are not what"
+        )
+        with path.open("r+b") as file:
+            file.seek(offset)
+            file.write(bytes([byte]))
+    # Another file in the same folder has no record, and a record that is none is told.
+    path.rename(tmp_path / "other")
+    assert "SHA-256" not in _inspected(capsys, tmp_path / "other", "--verify")["checked"]
+    (tmp_path / "record.json").write_text("{")
+    assert _run("inspect", tmp_path / "other", "--verify") == 0
+    assert f"{tmp_path / 'record.json'} cannot be used" in capsys.readouterr().err
 
 
 def test_inspect_for_people(whole_dumps: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

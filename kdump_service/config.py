@@ -37,7 +37,7 @@ __all__ = [
 MAIN_FILE = "etc/kdump-service.conf"
 DROP_IN_FOLDERS = ("usr/lib/kdump-service.conf.d", "run/kdump-service.conf.d", "etc/kdump-service.conf.d")
 """Later ones hide files of the same name in earlier ones."""
-_LATER = ("plain_copy",)
+_LATER = ("plain_copy", "stall_timeout_sec")
 """Settings that came after version 0.1.0."""
 _LEVEL_OF_ZEROS = 1
 """The dump level that leaves out pages of zeros alone (makedumpfile(8), -d)."""
@@ -66,6 +66,7 @@ class Config:
     """0: one for each processor."""
     plain_copy: str = "no"
     target: str = "/var/crash"
+    stall_timeout_sec: int = 60
     keep_free_bytes: int = 128 << 20
     max_use_bytes: int = 0
     """Of this and the next two, 0 is no limit."""

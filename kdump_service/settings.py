@@ -186,6 +186,10 @@ SETTINGS: tuple[Setting, ...] = (
            "holds no more than is asked for, as with Contents=everything. yes: always."),
     Setting("Target", "Target", "target", _local_target, "/var/crash", "path",
             "Folder that receives one folder for each crash."),
+    _number("Target", "StallTimeoutSec", "stall_timeout_sec", 60, 10, 600,
+            "For how long the target may not answer; then the capture goes on without it. A disk that wakes "
+            "up takes ten seconds, a cluster that fails over may take minutes.",
+            unit="seconds", read=parse_seconds),
     _number("Store", "KeepFree", "keep_free_bytes", 128 << 20, 0, _MOST,
             "Room that a dump leaves free on the target's file system, so that production can start. While "
             "less is free, the oldest dumps are deleted, but never the newest nor one that is to be kept.",

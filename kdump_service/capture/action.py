@@ -18,8 +18,18 @@ __all__ = ["final_action"]
 logger = logging.getLogger(__name__)
 
 
-def final_action(action: str) -> None:
-    """``reboot`` leaves it to the unit; ``poweroff`` and ``halt`` are asked of systemd."""
+def final_action(action: str, *, at_once: bool = False) -> None:
+    """``reboot`` leaves it to the unit; ``poweroff`` and ``halt`` are asked of systemd. ``at_once``: a process
+    hangs, and systemd would wait for it; what was saved is on the disk."""
+    if at_once:
+        logger.warning("Final action: %s at once, since a process hangs in the kernel", action)
+        try:
+            # ctypes, which nothing else here needs.
+            from kdump_service.kernel.reboot import end_at_once  # noqa: PLC0415
+
+            end_at_once(action)
+        except OSError as error:
+            logger.error("%s", error)
     if action == "reboot":
         logger.info("Rebooting")
         return

@@ -26,8 +26,8 @@ from kdump_service.errors import describe
 
 __all__ = ["Children", "End", "Outcome", "Report"]
 
-_SILENCE_SEC = 100.0
-"""A child that works says so once a second. WatchdogSec= of the unit, two minutes, would end all of them."""
+_FEED_SEC = 30.0
+"""So often systemd is told that a child is waited for; WatchdogSec= of the unit is two minutes."""
 _END_SEC = 5.0
 """What a child has to come to an end that was asked to: to describe the pages that it has written."""
 _DEATH_SEC = 2.0
@@ -60,12 +60,14 @@ class Outcome(NamedTuple):
     """What killed it."""
     error: str = ""
     """What its work raised, though it must not."""
+    limit_sec: float = 0.0
+    """For how long it might say nothing."""
 
     def __str__(self) -> str:
         if self.error:
             return f"failed: {self.error}"
         if self.end is End.SILENT:
-            return f"showed no sign of life for {_SILENCE_SEC:.0f} s"
+            return f"showed no sign of life for {self.limit_sec:g} s"
         if self.signal:
             return f"was killed by {signal.Signals(self.signal).name}"
         return "ended without a word"
@@ -109,6 +111,8 @@ class Children:
         self._handlers: dict[str, Callable[[Any], object]] = {"notify": notify, "record": take_record}
         self.interrupted = False
         """Whether the capture was asked to end."""
+        self.left_behind: list[int] = []
+        """Processes that sleep in the kernel, and could not be killed."""
 
     def __enter__(self) -> Children:
         self._woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -128,11 +132,20 @@ class Children:
         os.close(self._woken)
 
     def run(
-        self, work: Callable[[Report], Any], *, in_grandchildren: Callable[[], object] = lambda: None
+        self,
+        work: Callable[[Report], Any],
+        *,
+        silence_sec: float,
+        in_grandchildren: Callable[[], object] = lambda: None,
+        interrupted_too: bool = False,
     ) -> Outcome:
-        """Do the work in a child; it must not raise. ``in_grandchildren`` is called in each process that it
-        forks. Raises OSError if there can be no child."""
-        if self.interrupted:
+        """Do the work in a child; it must not raise.
+
+        It may say nothing for ``silence_sec``, in which systemd is told that all is well.
+        ``interrupted_too``: also after the capture was asked to end. ``in_grandchildren`` is called in each
+        process that it forks. Raises OSError if there can be no child.
+        """
+        if self.interrupted and not interrupted_too:
             return Outcome(End.INTERRUPTED)
         read_end, write_end = os.pipe()
         try:
@@ -151,54 +164,59 @@ class Children:
                 finally:
                     os._exit(1)  # whatever happens: the parent's code must not go on here
             os.close(write_end)
-            return self._attend(pid, read_end)
+            return self._attend(pid, read_end, silence_sec, interrupted_too)
         finally:
             os.close(read_end)
 
-    def _attend(self, pid: int, pipe: int) -> Outcome:
+    def _attend(self, pid: int, pipe: int, silence_sec: float, interrupted_too: bool) -> Outcome:
         """Take what a child tells until it ends, which its end of the pipe does with it."""
         poll = select.poll()
         poll.register(pipe, select.POLLIN)
         poll.register(self._woken, select.POLLIN)
         end = End.KILLED
-        value: Any = None
-        error = ""
+        told: dict[str, Any] = {}
         said = bytearray()
-        silent_at = time.monotonic() + _SILENCE_SEC
-        gone_by = float("inf")
+        until = time.monotonic() + silence_sec
         killed = False
         while True:
-            left = min(silent_at, gone_by) - time.monotonic()
-            events = dict(poll.poll(max(left, 0) * 1000))
+            left = max(until - time.monotonic(), 0)
+            events = dict(poll.poll(min(left, _FEED_SEC) * 1000))
             if self._woken in events:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._woken, 1 << 10)
-            if self.interrupted and end is not End.INTERRUPTED and not killed:
-                end, gone_by, silent_at = End.INTERRUPTED, time.monotonic() + _END_SEC, float("inf")
+            if self.interrupted and not interrupted_too and end is End.KILLED and not killed:
+                end, until = End.INTERRUPTED, time.monotonic() + _END_SEC
                 os.kill(pid, signal.SIGUSR1)
             if pipe in events:
                 part = os.read(pipe, 1 << 16)
                 if not part:
                     break
                 said += part
-                for kind, content in _messages(said):
-                    if kind == "done":
-                        value = content
-                        end = End.DONE if end is End.KILLED else end
-                    elif kind == "failed":
-                        error = content
-                    else:
-                        self._handlers[kind](content)
-                if not self.interrupted:
-                    silent_at = time.monotonic() + _SILENCE_SEC
+                self._take(said, told)
+                if end is End.KILLED and not killed:
+                    until = time.monotonic() + silence_sec
+            elif not events and left > _FEED_SEC:
+                self._handlers["notify"]("WATCHDOG=1")
+            elif not events and killed:  # it sleeps in the kernel
+                self.left_behind.append(pid)
+                return Outcome(end, None, signal.SIGKILL, "", silence_sec)
             elif not events:
-                if killed:
-                    return Outcome(end, value, signal.SIGKILL)  # it sleeps in the kernel: left behind
-                end = End.SILENT if end is not End.INTERRUPTED else end
+                end = End.SILENT if end is End.KILLED else end
                 os.kill(pid, signal.SIGKILL)
-                killed, silent_at, gone_by = True, float("inf"), time.monotonic() + _DEATH_SEC
+                killed, until = True, time.monotonic() + _DEATH_SEC
         _, status = os.waitpid(pid, 0)  # its files are closed: nothing holds it any more
-        return Outcome(end, value, os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, error)
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        if end is End.KILLED and "done" in told:
+            end = End.DONE
+        return Outcome(end, told.get("done"), number, told.get("failed", ""), silence_sec)
+
+    def _take(self, said: bytearray, told: dict[str, Any]) -> None:
+        """What a child said: the end of its work, or something on the way."""
+        for kind, content in _messages(said):
+            if kind in ("done", "failed"):
+                told[kind] = content
+            else:
+                self._handlers[kind](content)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.interrupted = True

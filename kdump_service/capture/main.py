@@ -39,7 +39,8 @@ def run_capture() -> int:
     _open_console()
     notify("READY=1")
     config = read_capture_settings(kernel_files.root).config
-    record = Capture(Surroundings(kernel_files, notify)).run()
+    capture = Capture(Surroundings(kernel_files, notify))
+    record = capture.run()
     complete = record.state is DumpState.COMPLETE
-    final_action(config.on_success if complete else config.on_failure)
+    final_action(config.on_success if complete else config.on_failure, at_once=capture.has_left_behind)
     return 0 if complete else 1

@@ -59,7 +59,7 @@ from kdump_service.record import (
     DumpRecord,
     DumpState,
 )
-from kdump_service.targets.contract import Place
+from kdump_service.targets.contract import Place, Target
 from kdump_service.targets.local import LocalTarget
 from kdump_service.vmcore.crash_identity import identify
 from kdump_service.vmcore.printk import LogRecord
@@ -71,7 +71,13 @@ logger = logging.getLogger(__name__)
 
 PLAIN_COPY_REFUSED = "plain-copy-refused"
 """The reason of a problem: what is left without the engine is more than was asked for."""
-_MOST_RECORD_BYTES = 32 << 10
+STALLED = "stalled"
+"""The reason of a problem: something shows no sign of life, such as a disk that does not answer."""
+_WORK_SEC = 40
+"""Beyond StallTimeoutSec=: what loading, or a search for symbols, takes on a slow machine without a word."""
+_LAST_SEC = 8
+"""For what is left to do when the capture was asked to end."""
+_KEPT_ROOM = {RECORD_FILE: 32 << 10}
 """For which room is kept. With 200 modules and a call trace of 100 functions a record has 12 KiB."""
 
 _TEST_COMES_WITHIN_NSEC = 30 * 10**9
@@ -128,6 +134,13 @@ class Capture:
         """What the dump is to be called, if the name is not taken."""
         self._rung: _Rung | None = None
         """Where it goes."""
+        self._has_stalled = False
+        """Whether something showed no sign of life."""
+
+    @property
+    def has_left_behind(self) -> bool:
+        """Whether a process sleeps in the kernel, for which an orderly end of this boot would wait."""
+        return bool(self._children.left_behind)
 
     def run(self) -> DumpRecord:
         """Capture, and return what became of it. Failures of stages are in the record, never raised."""
@@ -150,42 +163,40 @@ class Capture:
         """
         opened: list[_Rung] = []
         for stage, open_rung in (("open-target", self._open_target), ("open-fallback", self._open_fallback)):
-            self._rung = None
-            with self._stages(stage):
-                opened.append(open_rung())
-                opened[-1].place.keep_room_for(RECORD_FILE, _MOST_RECORD_BYTES)
-                self._rung = opened[-1]
-            if self._rung is None or not self._wrote("first-record"):
+            self._rung, has_record = open_rung(stage)
+            if self._rung is not None:
+                opened.append(self._rung)
+            if self._rung is None or not has_record:
                 continue
             saved = self._in_child("kernel-log", self._save_log) if has_vmcore else None
-            if saved is not False and self._wrote("second-record"):
+            if saved is not False:
                 self._discard(opened[:-1])
                 return stage == "open-target"
         if opened:
-            self._rung = max(opened, key=_room_of)
+            rooms = {rung: self._in_child("room", functools.partial(_room_of, rung)) or 0 for rung in opened}
+            self._rung = max(opened, key=lambda rung: rooms[rung])
             self._discard([rung for rung in opened if rung is not self._rung])
         if has_vmcore and not self._children.interrupted:
             self._in_child("kernel-log", self._save_newest_lines)
         return False
 
-    def _wrote(self, stage: str) -> bool:
-        """Write the record; whether that was possible."""
-        with self._stages(stage):
-            self._write_record()
-            return True
-        return False
-
     def _discard(self, rungs: list[_Rung]) -> None:
         """Leave nothing where not all could be left."""
-        for rung in rungs:
-            with self._stages("discard"):
-                rung.place.discard()
+
+        def discard() -> None:
+            for rung in rungs:
+                with self._stages("discard"):
+                    rung.place.discard()
+
+        if rungs:
+            self._in_child("discard", discard, is_last=True)
 
     # Children
 
-    def _in_child(self, stage: str, work: Callable[[], Any]) -> Any:
+    def _in_child(self, stage: str, work: Callable[[], Any], *, is_last: bool = False) -> Any:
         """Do a part of the work in a child, which may change the record; what it returned, or None if it came
-        to no end, of which the record then tells."""
+        to no end, of which the record then tells. ``is_last``: it is done also if the capture was asked to
+        end."""
 
         def in_child(report: Report) -> Any:
             self._stages.become_child(report.notify, lambda: report.record(dataclasses.asdict(self._record)))
@@ -194,11 +205,19 @@ class Capture:
             self._surroundings.end_of_child()
             return value
 
+        silence_sec = self._settings.config.stall_timeout_sec + _WORK_SEC
+        if self._children.interrupted:
+            silence_sec = _LAST_SEC
         with self._stages(stage):
             before = dataclasses.asdict(self._record)
             known = len(self._guard.bad)
             while True:
-                outcome = self._children.run(in_child, in_grandchildren=self._guard.be_quiet)
+                outcome = self._children.run(
+                    in_child,
+                    silence_sec=silence_sec,
+                    in_grandchildren=self._guard.be_quiet,
+                    interrupted_too=is_last,
+                )
                 if outcome.end is End.DONE:
                     if len(self._guard.bad) > known:
                         self._tell_bad_pages(stage)
@@ -206,9 +225,13 @@ class Capture:
                 if outcome.end is not End.KILLED or not self._guard.blame(outcome.signal):
                     break
                 self._record.take(before)
-            self._look_at_files()
-            if outcome.end is not End.INTERRUPTED:
+            if outcome.end is End.SILENT:
+                self._has_stalled = True
+                self._stages.add_problem(stage, STALLED, f"the process that does this {outcome}")
+            elif outcome.end is not End.INTERRUPTED:
                 self._stages.add_problem(stage, WorkerFailed.reason, f"the process that does this {outcome}")
+                if stage not in ("look", "final-record"):
+                    self._in_child("look", self._look_at_files)
             elif not any(problem.reason == INTERRUPTED for problem in self._record.problems):
                 raise Interrupted
         return None
@@ -230,11 +253,12 @@ class Capture:
 
     def _look_at_files(self) -> None:
         """What became of the files that a child had begun, and did not finish."""
-        if self._rung is not None:
-            found = [
-                file for file in self._rung.place.files() if file.name not in (RECORD_FILE, JOURNAL_FILE)
-            ]
-            self._record.files = [DumpFile(*file) for file in found]
+        with self._stages("look"):
+            if self._rung is not None:
+                files = [
+                    file for file in self._rung.place.files() if file.name not in (RECORD_FILE, JOURNAL_FILE)
+                ]
+                self._record.files = [DumpFile(*file) for file in files]
 
     def _save_image(self) -> None:
         assert self._rung is not None
@@ -267,7 +291,8 @@ class Capture:
 
     def _may_try_again(self) -> bool:
         """Whether the process that saves the image ended before it had begun to write, and we may go on."""
-        return self._record.state is DumpState.CAPTURING and not self._children.interrupted
+        stopped = self._children.interrupted or self._has_stalled
+        return self._record.state is DumpState.CAPTURING and not stopped
 
     # Stages
 
@@ -298,22 +323,42 @@ class Capture:
             KDUMP_BOOT_ID=record.boot_id,
         )
 
-    def _open_target(self) -> _Rung:
+    def _open_target(self, stage: str) -> tuple[_Rung | None, bool]:
         settings = self._settings
         target = LocalTarget(
             self._root / (settings.target_folder or settings.config.target).lstrip("/"),
             mount_point=_path(settings.target_mount_point),
             keep_free_bytes=settings.config.keep_free_bytes,
+            kept_room=_KEPT_ROOM,
         )
-        return _Rung(target.open(self._name), settings.config.target.rstrip("/"))
+        return self._open(stage, target, settings.config.target.rstrip("/"))
 
-    def _open_fallback(self) -> _Rung:
+    def _open_fallback(self, stage: str) -> tuple[_Rung | None, bool]:
         settings = self._settings
         target = LocalTarget(
             self._root / (settings.fallback_folder or FALLBACK_FOLDER).lstrip("/"),
             mount_point=_path(settings.fallback_mount_point),
+            kept_room=_KEPT_ROOM,
         )
-        return _Rung(target.open(self._name), f"/{FALLBACK_FOLDER}")
+        return self._open(stage, target, f"/{FALLBACK_FOLDER}")
+
+    def _open(self, stage: str, target: Target, folder: str) -> tuple[_Rung | None, bool]:
+        """Open a place, and write a first record there; whether that was possible, too."""
+
+        def open_and_write() -> list[Any] | None:
+            self._rung = None
+            with self._stages(stage):
+                self._rung = _Rung(target.open(self._name), folder)
+            if self._rung is None:
+                return None
+            with self._stages("first-record"):
+                self._rung.place.keep_room()
+                self._write_record()
+                return [self._rung.place.name, True]
+            return [self._rung.place.name, False]
+
+        told = self._in_child(stage, open_and_write, is_last=True)
+        return (None, False) if told is None else (_Rung(target.opened(told[0]), folder), bool(told[1]))
 
     def _save_log(self) -> bool | None:
         """Identify the crash, and save the log; False if the place does not take all of it."""
@@ -328,7 +373,10 @@ class Capture:
             self._record.files.append(DumpFile(*stored))
             self._record.kernel_log_records = text.records
             logger.info("Kernel log saved: %d records", text.records)
-            return True
+            with self._stages("second-record"):
+                self._write_record()
+                return True
+            return False
         return None
 
     def _save_newest_lines(self) -> None:
@@ -382,14 +430,24 @@ class Capture:
         record.saved_time = format_utc(now)
         if record.crash_time:
             record.seconds_to_saved = round(max(now - parse_utc(record.crash_time), 0.0), 1)
-        if self._rung is not None:
-            with self._stages("final-record"):
-                self._write_record()
-                self._rung.place.release_room()
+        if self._rung is not None and not self._in_child(
+            "final-record", self._write_last_record, is_last=True
+        ):
+            # The target takes nothing any more: production is to learn of the crash all the same.
+            self._rung, _ = self._open_fallback("open-fallback")
         self._report()
         if self._rung is not None and self._settings.small_image and self._settings.target_folder:
             # A root file system keeps its journal itself.
-            save_own_journal(self._root, self._rung.place)
+            save = functools.partial(save_own_journal, self._root, self._rung.place)
+            self._in_child("own-journal", save, is_last=True)
+
+    def _write_last_record(self) -> bool:
+        assert self._rung is not None
+        with self._stages("final-record"):
+            self._write_record()
+            self._rung.place.release_room()
+            return True
+        return False
 
     # Helpers
 

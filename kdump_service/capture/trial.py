@@ -35,6 +35,7 @@ _LOADED_BY_THE_VERB = (
     "kdump_service.__main__",
     "kdump_service.capture.main",
     "kdump_service.capture.plain_copy",
+    "kdump_service.kernel.reboot",
     # What a rehearsal's first boot needs to load the crash kernel.
     "ctypes",
     "systemd.daemon",

@@ -113,19 +113,19 @@ class Place(Protocol):
     def room_bytes(self, *, is_log: bool = False) -> int:
         """How many bytes a dump may take there. A log may take what is kept free for production, too."""
 
-    def keep_room_for(self, name: str, size_bytes: int) -> None:
-        """See to it that a small file of this name and size can be put at any time, whatever else fills the
-        place. It counts for each time that it is put."""
-
     def put(self, name: str, content: bytes) -> StoredFile:
         """Put a small file, in place of one of that name. Afterwards, also if that is after a loss of power,
-        it is there as a whole, or what was there before is."""
+        it is there as a whole, or what was there before is. Where room is kept for it, there is room again
+        for the next time, if that can be had."""
 
     def files(self) -> list[StoredFile]:
         """The files of the dump that are there, complete or not, by name."""
 
+    def keep_room(self) -> None:
+        """See to it that there is the room that is to be kept. Raises TargetFull if there is none."""
+
     def release_room(self) -> None:
-        """Keep no room any more."""
+        """Give it back."""
 
     def discard(self) -> None:
         """Take away all that was put and uploaded there."""
@@ -139,3 +139,6 @@ class Target(Protocol):
 
     def open(self, name: str) -> Place:
         """Make a place for a dump of that name; if the name is taken, of another that begins with it."""
+
+    def opened(self, name: str) -> Place:
+        """The place that another process has opened, which then had this name; nothing is looked at."""

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,13 +81,31 @@ def check_room(folder: Path, keep_free_bytes: int) -> None:
 class LocalTarget:
     """A folder in which each dump gets a folder of its own; see Target."""
 
-    def __init__(self, folder: Path, *, mount_point: Path | None = None, keep_free_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        mount_point: Path | None = None,
+        keep_free_bytes: int = 0,
+        kept_room: Mapping[str, int] | None = None,
+    ) -> None:
         """If the file system that held the folder at arming (``mount_point``) is not mounted, its mount unit
         (/etc/fstab) is started: a dump must not end up below a mount point, where production would not see
-        it."""
+        it. ``kept_room``: so many bytes are kept for a small file of this name."""
         self._folder = folder
         self._mount_point = mount_point
         self._keep_free_bytes = keep_free_bytes
+        self._kept_room = dict(kept_room or {})
+
+    def opened(self, name: str) -> LocalPlace:
+        """See Target."""
+        return LocalPlace(
+            self._folder / name,
+            keep_free_bytes=self._keep_free_bytes,
+            flush_bytes=_FLUSH_BYTES,
+            begin_again=True,
+            kept_room=self._kept_room,
+        )
 
     def open(self, name: str) -> LocalPlace:
         """See Target; a name that is taken gets ``.2``, ``.3`` ..."""
@@ -103,12 +121,7 @@ class LocalTarget:
                 except FileExistsError:
                     continue
                 sync_folder(folder)
-                return LocalPlace(
-                    path,
-                    keep_free_bytes=self._keep_free_bytes,
-                    flush_bytes=_FLUSH_BYTES,
-                    begin_again=True,
-                )
+                return self.opened(path.name)
         except OSError as error:
             raise _target_error(error, folder) from error
         raise TargetUnusable(f"{folder}: {_MOST_SAME_NAMES} dumps are named {name}")
@@ -127,18 +140,19 @@ class LocalPlace:
         flush_bytes: int = 0,
         begin_again: bool = False,
         replace: bool = False,
+        kept_room: Mapping[str, int] | None = None,
         advice: _Advice = _FOR_DUMPS,
     ) -> None:
         """``flush_bytes``: so much may be written and not flushed; 0 leaves that to the kernel.
         ``begin_again``: incomplete files are our own, and may be begun anew. ``replace``: files that have the
-        names of new ones are replaced, complete or not."""
+        names of new ones are replaced, complete or not. ``kept_room``: see LocalTarget."""
         self._folder = folder
         self._keep_free_bytes = keep_free_bytes
         self._flush_bytes = flush_bytes
         self._begin_again = begin_again or replace
         self._replace = replace
         self._advice = advice
-        self._kept_room: dict[str, int] = {}
+        self._kept_room = dict(kept_room or {})
 
     @property
     def name(self) -> str:
@@ -152,10 +166,13 @@ class LocalPlace:
         except OSError as error:
             raise _target_error(error, self._folder, self._advice) from error
 
-    def keep_room_for(self, name: str, size_bytes: int) -> None:
-        """See Place. What has the room is the file into which the content is written before it gets its
-        name."""
-        self._kept_room[name] = size_bytes
+    def keep_room(self) -> None:
+        """See to it that there is the room that is to be kept. What has it is the file into which the content
+        is written before it gets its name."""
+        for name, size_bytes in self._kept_room.items():
+            self._keep_room_for(name, size_bytes)
+
+    def _keep_room_for(self, name: str, size_bytes: int) -> None:
         path = temporary_of(self._folder / name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -177,7 +194,7 @@ class LocalPlace:
             if name in self._kept_room:
                 # If there is no room any more, what was just put is there all the same.
                 with contextlib.suppress(TargetFull):
-                    self.keep_room_for(name, self._kept_room[name])
+                    self._keep_room_for(name, self._kept_room[name])
             return _stored(name, path.lstat())
         except OSError as error:
             raise _target_error(error, path, self._advice) from error
@@ -197,7 +214,7 @@ class LocalPlace:
             return [
                 _stored(path.name, path.lstat())
                 for path in sorted(self._folder.iterdir())
-                if not path.name.startswith(".")  # of put() and keep_room_for()
+                if not path.name.startswith(".")  # of put() and keep_room()
             ]
         except OSError as error:
             raise _target_error(error, self._folder, self._advice) from error
@@ -207,7 +224,6 @@ class LocalPlace:
         try:
             for name in self._kept_room:
                 temporary_of(self._folder / name).unlink(missing_ok=True)
-            self._kept_room.clear()
         except OSError as error:
             raise _target_error(error, self._folder, self._advice) from error
 

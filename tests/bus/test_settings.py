@@ -34,6 +34,7 @@ OTHER_VALUES: dict[str, Any] = {
     "Threads": 4,
     "PlainCopy": "yes",
     "Target": "/srv/crash",
+    "StallTimeoutSec": 90,
     "KeepFree": 1 << 40,
     "MaxUse": 1,
     "MaxDumps": 3,

@@ -40,7 +40,7 @@ def second(tmp_path: Path) -> Path:
     disk = tmp_path / "second.img"
     with disk.open("wb") as file:
         file.truncate(1 << 30)
-    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-L", "dumps", disk], check=True)
+    subprocess.run(["mke2fs", "-q", "-F", "-m", "0", "-t", "ext4", "-L", "dumps", disk], check=True)
     return disk
 
 
@@ -96,7 +96,7 @@ def test_target_has_no_room_for_the_log(restored: RestoredFactory, second: Path)
     with restored(disks=[second]) as machine:
         dump_to_the_second_disk(machine)
         machine.run("mkdir -p /srv/dumps")
-        machine.run("fallocate -l $(($(stat -f -c '%f * %S' /srv) - (64 << 10))) /srv/filler && sync")
+        machine.run("fallocate -l $(($(stat -f -c '%a * %S' /srv) - (64 << 10))) /srv/filler && sync")
         machine.end_at_reset()
         asked = machine.crash("sysrq")
         machine.wait_until_off(since=asked)

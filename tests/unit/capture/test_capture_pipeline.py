@@ -25,6 +25,7 @@ from elftools.elf.elffile import ELFFile
 from kdump_service.arm.loader import Loader, LoadRequest
 from kdump_service.arm.plan import plan_load, write_capture_settings
 from kdump_service.capture import image
+from kdump_service.capture.action import final_action
 from kdump_service.capture.pipeline import Capture, Surroundings
 from kdump_service.capture.stages import Interrupted, Stages
 from kdump_service.config import Config
@@ -782,6 +783,86 @@ def test_memory_that_kills_everywhere_is_given_up(
     assert record.state is DumpState.INCOMPLETE
     assert "was killed by SIGBUS" in record.problems[-1].message
     assert (machine.path / "var/crash" / NAME / "dmesg.txt").exists()
+
+
+# Disks that do not answer
+
+
+def _hang(*arguments: object, **options: object) -> None:
+    """As a process does that sleeps in the kernel, but for that it can be killed."""
+    while True:
+        signal.pause()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five seconds without a sign of life are too long."""
+    monkeypatch.setattr("kdump_service.capture.pipeline._WORK_SEC", -5)
+
+
+@pytest.mark.promise("never-hang", "never-lose-the-log")
+@pytest.mark.usefixtures("impatient")
+def test_target_that_does_not_answer_is_gone_without(
+    machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _settings(machine, stall_timeout_sec=10)
+    opened = local.LocalTarget.open
+
+    def open_or_hang(self: local.LocalTarget, name: str) -> local.LocalPlace:
+        if self._folder == machine.path / "var/crash":
+            _hang()
+        return opened(self, name)
+
+    monkeypatch.setattr(local.LocalTarget, "open", open_or_hang)
+    record = _run(machine)
+    assert [(problem.stage, problem.reason) for problem in record.problems] == [("open-target", "stalled")]
+    assert "showed no sign of life for 5 s" in record.problems[0].message
+    folder = machine.path / "var/lib/kdump-service/crash" / NAME
+    assert sorted(path.name for path in folder.iterdir()) == ["dmesg.txt", "record.json"]
+    assert DumpRecord.read(folder).panic_message == LOG[1]
+
+
+@pytest.mark.promise("never-hang", "never-lose-the-log", "incomplete-says-so")
+@pytest.mark.usefixtures("impatient")
+def test_target_that_stops_to_answer(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the image is written, and for good: the last record goes to the other disk."""
+    _settings(machine, stall_timeout_sec=10, compression="none")
+
+    def hang_from_now_on(self: Any, *arguments: Any, **options: Any) -> None:
+        (machine.path / "dead").touch()
+        _hang()
+
+    put = local.LocalPlace.put
+
+    def put_or_hang(self: local.LocalPlace, name: str, content: bytes) -> Any:
+        if (machine.path / "dead").exists() and machine.path / "var/crash" in self._folder.parents:
+            _hang()
+        return put(self, name, content)
+
+    _at_page(monkeypatch, 3, lambda: hang_from_now_on(None))
+    monkeypatch.setattr(local.LocalPlace, "put", put_or_hang)
+    record = _run(machine)
+    assert record.state is DumpState.INCOMPLETE
+    assert [problem.reason for problem in record.problems] == ["stalled", "stalled"]
+    saved = DumpRecord.read(machine.path / "var/lib/kdump-service/crash" / NAME)
+    assert (saved.state, saved.panic_message) == (DumpState.INCOMPLETE, LOG[1])
+    on_target = DumpRecord.read(machine.path / "var/crash" / NAME)
+    assert (on_target.state, on_target.panic_message) == (DumpState.CAPTURING, LOG[1])
+    assert (machine.path / "var/crash" / NAME / "dmesg.txt").exists()
+
+
+@pytest.mark.parametrize("action", ["reboot", "poweroff", "halt"])
+def test_end_without_those_who_do_not_answer(monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+    """systemd would wait for them: reboot(2) does not."""
+    ended: list[str] = []
+    ran: list[list[str]] = []
+    monkeypatch.setattr("kdump_service.kernel.reboot.end_at_once", ended.append)
+    monkeypatch.setattr("kdump_service.capture.action.run", lambda command, timeout_sec: ran.append(command))
+    final_action(action, at_once=True)
+    assert ended == [action]
+    final_action(action)
+    assert ended == [action]
+    assert len(ran) == (0 if action == "reboot" else 2)
 
 
 @pytest.mark.promise("no-broken-dump-as-good", "read-back")

@@ -33,6 +33,10 @@ def supervisor(told: Told) -> Iterator[Children]:
         yield supervisor
 
 
+def _run(supervisor: Children, work: Callable[[Report], Any], **how: Any) -> Outcome:
+    return supervisor.run(work, **{"silence_sec": 60, **how})
+
+
 def _sleep_for_ever(report: Report) -> None:
     while True:
         signal.pause()
@@ -58,11 +62,11 @@ def test_what_a_child_tells_and_returns(supervisor: Children, told: Told) -> Non
         report.notify("STATUS=ü")
         return [os.getpid()]
 
-    outcome = supervisor.run(work)
-    assert outcome == Outcome(End.DONE, [outcome.value[0]])
+    outcome = _run(supervisor, work)
+    assert outcome == Outcome(End.DONE, [outcome.value[0]], limit_sec=60)
     assert outcome.value[0] != os.getpid()
     assert told == [("notify", "WATCHDOG=1"), ("record", large), ("notify", "STATUS=ü")]
-    assert supervisor.run(lambda report: None) == Outcome(End.DONE)
+    assert _run(supervisor, lambda report: None) == Outcome(End.DONE, limit_sec=60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV])
@@ -72,8 +76,8 @@ def test_child_that_is_killed(supervisor: Children, told: Told, number: signal.S
         faulthandler.disable()
         os.kill(os.getpid(), number)
 
-    outcome = supervisor.run(work)
-    assert outcome == Outcome(End.KILLED, None, number)
+    outcome = _run(supervisor, work)
+    assert outcome == Outcome(End.KILLED, None, number, limit_sec=60)
     assert str(outcome) == f"was killed by {number.name}"
     assert told == [("record", {"so": "far"})]
 
@@ -82,16 +86,15 @@ def test_child_that_raises_or_leaves(supervisor: Children) -> None:
     def work(report: Report) -> None:
         raise ZeroDivisionError("a fault of ours")
 
-    outcome = supervisor.run(work)
+    outcome = _run(supervisor, work)
     assert (outcome.end, str(outcome)) == (End.KILLED, "failed: ZeroDivisionError: a fault of ours")
-    assert str(supervisor.run(lambda report: os._exit(3))) == "ended without a word"
+    assert str(_run(supervisor, lambda report: os._exit(3))) == "ended without a word"
 
 
 def test_child_that_says_nothing_is_killed(supervisor: Children, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "_SILENCE_SEC", 0.2)
-    outcome = supervisor.run(_sleep_for_ever)
+    outcome = _run(supervisor, _sleep_for_ever, silence_sec=0.2)
     assert (outcome.end, outcome.signal) == (End.SILENT, signal.SIGKILL)
-    assert str(outcome) == "showed no sign of life for 0 s"
+    assert str(outcome) == "showed no sign of life for 0.2 s"
 
     def work(report: Report) -> str:
         for _ in range(10):
@@ -99,7 +102,7 @@ def test_child_that_says_nothing_is_killed(supervisor: Children, monkeypatch: py
             report.notify("WATCHDOG=1")
         return "done"
 
-    assert supervisor.run(work).value == "done"
+    assert _run(supervisor, work).value == "done"
 
 
 def test_grandchildren_do_not_keep_the_supervisor_waiting(supervisor: Children) -> None:
@@ -118,7 +121,7 @@ def test_grandchildren_do_not_keep_the_supervisor_waiting(supervisor: Children) 
                 os.kill(os.getpid(), signal.SIGKILL)
 
         # Else it would wait until the grandchild ends, which it does not.
-        assert supervisor.run(work).end is (End.KILLED if kill else End.DONE)
+        assert _run(supervisor, work).end is (End.KILLED if kill else End.DONE)
         os.close(write_end)
         with open(read_end, encoding="ascii") as lines:
             pids.append(int(lines.readline()))
@@ -134,10 +137,10 @@ def test_grandchildren_die_first_of_want_of_memory(supervisor: Children) -> None
             os._exit(0)
         return [os.read(read_end, 100).decode(), Path("/proc/self/oom_score_adj").read_text()]
 
-    worker, child = map(int, supervisor.run(work).value)
+    worker, child = map(int, _run(supervisor, work).value)
     assert worker == 500
     assert child == 0
-    called = supervisor.run(_calls_in_grandchild, in_grandchildren=lambda: os.environ.update(CALLED="yes"))
+    called = _run(supervisor, _calls_in_grandchild, in_grandchildren=lambda: os.environ.update(CALLED="yes"))
     assert called.value == ["yes", None]
 
 
@@ -163,11 +166,11 @@ def test_sigterm_lets_a_child_come_to_an_end(
             report.record({"came to": "an end"})
         return "done"
 
-    assert supervisor.run(work) == Outcome(End.INTERRUPTED, "done")
+    assert _run(supervisor, work) == Outcome(End.INTERRUPTED, "done", limit_sec=60)
     assert told == [("notify", "begun"), ("record", {"came to": "an end"})]
     # And none begins.
     assert supervisor.interrupted
-    assert supervisor.run(lambda report: report.notify("another")) == Outcome(End.INTERRUPTED)
+    assert _run(supervisor, lambda report: report.notify("another")) == Outcome(End.INTERRUPTED)
     assert len(told) == 2
 
 
@@ -182,7 +185,7 @@ def test_child_that_does_not_come_to_an_end_is_killed(
         report.notify("begun")
         _sleep_for_ever(report)
 
-    outcome = supervisor.run(work)
+    outcome = _run(supervisor, work)
     assert (outcome.end, outcome.signal) == (End.INTERRUPTED, signal.SIGKILL)
 
 
@@ -190,14 +193,14 @@ def test_child_that_cannot_be_killed_is_left_behind(
     supervisor: Children, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that sleeps in the kernel: nothing here does, so that it is the kill that is left out."""
-    monkeypatch.setattr(children, "_SILENCE_SEC", 0.2)
     monkeypatch.setattr(children, "_DEATH_SEC", 0.2)
     pids = []
     with monkeypatch.context() as patched:
         patched.setattr(os, "kill", lambda pid, number: pids.append((pid, number)))
-        outcome = supervisor.run(_sleep_for_ever)
+        outcome = _run(supervisor, _sleep_for_ever, silence_sec=0.2)
     assert outcome.end is End.SILENT
     [(pid, number)] = pids
+    assert supervisor.left_behind == [pid]
     assert number == signal.SIGKILL
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -210,7 +213,7 @@ def test_no_more_processes(supervisor: Children, monkeypatch: pytest.MonkeyPatch
     before = len(list(Path("/proc/self/fd").iterdir()))
     monkeypatch.setattr(os, "fork", fail)
     with pytest.raises(BlockingIOError):
-        supervisor.run(lambda report: None)
+        _run(supervisor, lambda report: None)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
@@ -219,7 +222,7 @@ def test_handlers_are_given_back() -> None:
     former = signal.signal(signal.SIGTERM, handler)
     try:
         with Children(lambda text: None, lambda document: None) as supervisor:
-            assert supervisor.run(lambda report: 1).value == 1
+            assert _run(supervisor, lambda report: 1).value == 1
         assert signal.getsignal(signal.SIGTERM) is handler
         assert signal.set_wakeup_fd(-1) == -1
     finally:

@@ -137,8 +137,8 @@ def test_full_disk(mount_tmpfs: MountTmpfs) -> None:
 def test_room_for_a_record_is_kept_on_a_disk_that_is_full(mount_tmpfs: MountTmpfs) -> None:
     """As often as it is written, as long as there is some; then what was written last stays."""
     folder = mount_tmpfs("size=8m")
-    place = LocalTarget(folder).open("dump")
-    place.keep_room_for("record", 32 << 10)
+    place = LocalTarget(folder, kept_room={"record": 32 << 10}).open("dump")
+    place.keep_room()
     place.put("record", b"first" * 1000)
     upload = place.create("vmcore")
     with pytest.raises(TargetFull):
@@ -157,7 +157,7 @@ def test_room_for_a_record_is_kept_on_a_disk_that_is_full(mount_tmpfs: MountTmpf
     place.discard()
     assert list(folder.iterdir()) == []
     with pytest.raises(TargetFull):
-        LocalTarget(folder).open("dump").keep_room_for("record", 9 * MIB)
+        LocalTarget(folder, kept_room={"record": 9 * MIB}).open("dump").keep_room()
 
 
 def test_room_for_production_is_kept_but_for_the_log(mount_tmpfs: MountTmpfs) -> None:

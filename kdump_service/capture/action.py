@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def final_action(action: str, *, at_once: bool = False) -> None:
-    """``reboot`` leaves it to the unit; ``poweroff`` and ``halt`` are asked of systemd. ``at_once``: a process
+    """``reboot`` leaves it to the unit; ``poweroff`` and ``halt`` are asked of systemd. ``at_once``: someone
     hangs, and systemd would wait for it; what was saved is on the disk."""
     if at_once:
         logger.warning("Final action: %s at once, since a process hangs in the kernel", action)

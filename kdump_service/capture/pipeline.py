@@ -139,8 +139,8 @@ class Capture:
 
     @property
     def has_left_behind(self) -> bool:
-        """Whether a process sleeps in the kernel, for which an orderly end of this boot would wait."""
-        return bool(self._children.left_behind)
+        """Whether something did not answer, for which an orderly end of this boot would wait."""
+        return self._has_stalled or bool(self._children.left_behind)
 
     def run(self) -> DumpRecord:
         """Capture, and return what became of it. Failures of stages are in the record, never raised."""

@@ -20,6 +20,7 @@ from kdump_service.errors import ProgramFailed, TargetFull, TargetUnusable, Veri
 from kdump_service.process import run
 from kdump_service.quantity import format_bytes
 from kdump_service.targets.contract import Can, StoredFile
+from kdump_service.targets.flusher import Flusher, FlusherDied
 from kdump_service.targets.pieces import Piece, Pieces
 from kdump_service.targets.read_back import ReadBack
 
@@ -29,6 +30,8 @@ _FLUSH_BYTES = min(32 << 20, max(1 << 20, os.sysconf("SC_PHYS_PAGES") * os.sysco
 """Written data of a dump is flushed in pieces of this size, so that the page cache of a small capture kernel
 never fills with it: large enough for a disk to stream, and a small part of the memory, which until then it
 occupies. Measured with crashkernel=128M, where 32 MiB of it left the capture too little to run."""
+_FLUSHES_AT_ONCE = 4
+"""Of what may be unflushed, a quarter is flushed while the rest is written."""
 _MOUNT_TIMEOUT_SEC = 60
 _MOST_SAME_NAMES = 100
 _LOSES_DATA = "The disk, or what lies between, loses data: check it."
@@ -300,6 +303,11 @@ class LocalUpload:
         self._pieces = Pieces()
         self._damaged: list[Piece] = []
         self._read_back: ReadBack | None = None
+        self._flusher: Flusher | None = None
+        self._flushing_bytes = 0
+        """What the flusher is to flush."""
+        self._sent_end = 0
+        """Up to there pieces were given to it to read them back."""
 
     @property
     def size_bytes(self) -> int:
@@ -318,17 +326,16 @@ class LocalUpload:
         """See Upload. Raises TargetFull before the file system's last bytes are taken."""
         view = memoryview(data)
         with self._translated():
+            if self._head_bytes <= offset < self._sent_end:
+                self._finish_beside()  # what is written anew must not be compared with what it was
             self._damaged += self._pieces.add(offset, view, self.read_at)
             while len(view) > 0:
                 written = os.pwrite(self._descriptor, view, offset)
                 view = view[written:]
                 offset += written
                 self._unflushed_bytes += written
-            if self._flush_bytes and self._unflushed_bytes >= self._flush_bytes:
-                self.flush()
-                # What stands before the pages is written more than once, and read back at the end.
-                self._compare(self._pieces.take(self._head_bytes, all_of_them=False))
-                check_room(self._path.parent, self._keep_free_bytes)
+            if self._flush_bytes and self._unflushed_bytes >= self._flush_bytes // _FLUSHES_AT_ONCE:
+                self._flush_beside()
 
     def set_size(self, size_bytes: int) -> None:
         """See Upload; what was not written is a hole."""
@@ -352,16 +359,72 @@ class LocalUpload:
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         self._unflushed_bytes = 0
 
+    def _flush_beside(self) -> None:
+        """Keep the disk at work, and what is written and not flushed below its limit."""
+        limit = self._flush_bytes
+        try:
+            if self._flusher is None:
+                self._flusher = Flusher(self._path, self._descriptor)
+            flusher = self._flusher
+            flusher.collect()
+            if self._unflushed_bytes + self._flushing_bytes >= limit:
+                flusher.wait_for_flush()
+            if not flusher.flushes:
+                check_room(self._path.parent, self._keep_free_bytes)
+                # What stands before the pages is written more than once, and read back at the end.
+                self._send(flusher, self._pieces.take(self._head_bytes, all_of_them=False))
+        except (FlusherDied, BlockingIOError):  # there are no more processes, or it was killed
+            self._go_on_without_flusher()
+
+    def _send(self, flusher: Flusher, pieces: list[Piece]) -> None:
+        flusher.flush(pieces)
+        self._flushing_bytes, self._unflushed_bytes = self._unflushed_bytes, 0
+        self._sent_end = max([self._sent_end, *(piece.end for piece in pieces)])
+
+    def _finish_beside(self, advance: Callable[[int, int], object] = lambda done, total: None) -> None:
+        """Wait for all that is done beside."""
+        if self._flusher is not None:
+            try:
+                self._flusher.wait_for_all(advance)
+            except FlusherDied:
+                self._go_on_without_flusher()
+            self._sent_end = 0
+
+    def _go_on_without_flusher(self) -> None:
+        """Do it here. What was read back is read once more: nobody knows how far that had come."""
+        if self._flusher is not None:
+            self._damaged += self._flusher.damaged
+            self._flusher.close()
+            self._flusher = None
+            self._pieces.take_again()
+        self._sent_end = 0
+        self.flush()
+        check_room(self._path.parent, self._keep_free_bytes)
+
     @property
     def read_back_bytes(self) -> tuple[int, int]:
         """See Upload."""
-        back = self._read_back
-        return (0, 0) if back is None else (back.bytes, back.cached_bytes)
+        read, cached = 0, 0
+        if self._read_back is not None:
+            read, cached = self._read_back.bytes, self._read_back.cached_bytes
+        if self._flusher is not None:
+            read, cached = read + self._flusher.read_back_bytes, cached + self._flusher.cached_bytes
+        return read, cached
 
     def verify(self, advance: Callable[[int, int], object] = lambda done, total: None) -> None:
         """See Upload. What nobody wrote must be zeros."""
         self.flush()
         with self._translated():
+            if self._flusher is not None:
+                try:
+                    self._flusher.wait_for_flush()
+                    self._send(self._flusher, self._pieces.take(0, all_of_them=True))
+                except FlusherDied:
+                    self._go_on_without_flusher()
+                self._finish_beside(advance)
+            if self._flusher is not None:
+                self._damaged += self._flusher.damaged
+                self._flusher.damaged.clear()
             self._compare(self._pieces.take(0, all_of_them=True), advance)
             if self._damaged:
                 first = min(self._damaged)
@@ -420,6 +483,8 @@ class LocalUpload:
                 os.close(self._descriptor)
                 if self._read_back is not None:
                     self._read_back.close()
+                if self._flusher is not None:
+                    self._flusher.close()
         return _stored(self._path.name, status)
 
     @contextlib.contextmanager

@@ -87,6 +87,10 @@ class Pieces:
             del self._pending[at]
         return [self._at(bisect_left(self._offsets, at)) for at in sorted(taken)]
 
+    def take_again(self) -> None:
+        """Let :meth:`take` return all of them once more."""
+        self._pending = dict.fromkeys(self._offsets)
+
     def gaps(self, size_bytes: int) -> Iterator[tuple[int, int]]:
         """Offset and length of what no piece covers."""
         position = 0

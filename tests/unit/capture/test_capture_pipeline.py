@@ -437,7 +437,7 @@ def test_full_target_keeps_what_it_has_and_says_incomplete(
     machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _settings(machine, compression="none")
-    _full_after(monkeypatch, 5)
+    _full_after(monkeypatch, 7)
     record = _run(machine)
     assert record.state is DumpState.INCOMPLETE
     assert [problem.reason for problem in record.problems] == ["target-full"]

@@ -127,7 +127,7 @@ def test_damage_is_noticed_while_the_dump_is_written(disk: Disk, monkeypatch: py
 
     def flush_and_lose(descriptor: int) -> None:
         flush(descriptor)
-        if upload.size_bytes >= 8 * MIB:
+        if upload.size_bytes >= 6 * MIB:
             disk.change(path, 5 * MIB, bytes(4 * KIB))
 
     monkeypatch.setattr(os, "fdatasync", flush_and_lose)

@@ -76,7 +76,7 @@ STALLED = "stalled"
 _WORK_SEC = 40
 """Beyond StallTimeoutSec=: what loading, or a search for symbols, takes on a slow machine without a word."""
 _LAST_SEC = 8
-"""For what is left to do when the capture was asked to end."""
+"""For what is left to do when the capture was asked to end, or where something did not answer before."""
 _KEPT_ROOM = {RECORD_FILE: 32 << 10}
 """For which room is kept. With 200 modules and a call trace of 100 functions a record has 12 KiB."""
 
@@ -134,13 +134,13 @@ class Capture:
         """What the dump is to be called, if the name is not taken."""
         self._rung: _Rung | None = None
         """Where it goes."""
-        self._has_stalled = False
-        """Whether something showed no sign of life."""
+        self._stalls = 0
+        """How often something showed no sign of life."""
 
     @property
     def has_left_behind(self) -> bool:
         """Whether something did not answer, for which an orderly end of this boot would wait."""
-        return self._has_stalled or bool(self._children.left_behind)
+        return bool(self._stalls or self._children.left_behind)
 
     def run(self) -> DumpRecord:
         """Capture, and return what became of it. Failures of stages are in the record, never raised."""
@@ -161,17 +161,17 @@ class Capture:
         Else they go where production looks for what found no target; else the newest lines go where there is
         most room; else to the console.
         """
-        opened: list[_Rung] = []
+        opened: list[_Rung] = []  # and they answer
         for stage, open_rung in (("open-target", self._open_target), ("open-fallback", self._open_fallback)):
+            stalls = self._stalls
+            self._rung = None
             self._rung, has_record = open_rung(stage)
-            if self._rung is not None:
-                opened.append(self._rung)
-            if self._rung is None or not has_record:
-                continue
-            saved = self._in_child("kernel-log", self._save_log) if has_vmcore else None
-            if saved is not False:
-                self._discard(opened[:-1])
+            if self._rung is not None and has_record and self._saved_log(has_vmcore):
+                self._discard(opened)
                 return stage == "open-target"
+            if self._rung is not None and self._stalls == stalls:
+                opened.append(self._rung)
+        self._rung = None
         if opened:
             rooms = {rung: self._in_child("room", functools.partial(_room_of, rung)) or 0 for rung in opened}
             self._rung = max(opened, key=lambda rung: rooms[rung])
@@ -179,6 +179,18 @@ class Capture:
         if has_vmcore and not self._children.interrupted:
             self._in_child("kernel-log", self._save_newest_lines)
         return False
+
+    def _saved_log(self, has_vmcore: bool) -> bool:
+        """Save the log, if there is one to be read; False if the place does not take all of it, or does not
+        answer."""
+        if not has_vmcore:
+            return True
+        stalls = self._stalls
+        saved = self._in_child("kernel-log", self._save_log)
+        if saved is None and self._stalls == stalls:
+            # It died, or was asked to end. What made it die need not come again.
+            saved = self._in_child("kernel-log", self._save_log)
+        return saved is not False and self._stalls == stalls
 
     def _discard(self, rungs: list[_Rung]) -> None:
         """Leave nothing where not all could be left."""
@@ -206,7 +218,7 @@ class Capture:
             return value
 
         silence_sec = self._settings.config.stall_timeout_sec + _WORK_SEC
-        if self._children.interrupted:
+        if self._children.interrupted or (is_last and self._stalls and self._rung is not None):
             silence_sec = _LAST_SEC
         with self._stages(stage):
             before = dataclasses.asdict(self._record)
@@ -226,7 +238,7 @@ class Capture:
                     break
                 self._record.take(before)
             if outcome.end is End.SILENT:
-                self._has_stalled = True
+                self._stalls += 1
                 self._stages.add_problem(stage, STALLED, f"the process that does this {outcome}")
             elif outcome.end is not End.INTERRUPTED:
                 self._stages.add_problem(stage, WorkerFailed.reason, f"the process that does this {outcome}")
@@ -291,7 +303,7 @@ class Capture:
 
     def _may_try_again(self) -> bool:
         """Whether the process that saves the image ended before it had begun to write, and we may go on."""
-        stopped = self._children.interrupted or self._has_stalled
+        stopped = self._children.interrupted or self._stalls
         return self._record.state is DumpState.CAPTURING and not stopped
 
     # Stages
@@ -360,8 +372,9 @@ class Capture:
         told = self._in_child(stage, open_and_write, is_last=True)
         return (None, False) if told is None else (_Rung(target.opened(told[0]), folder), bool(told[1]))
 
-    def _save_log(self) -> bool | None:
-        """Identify the crash, and save the log; False if the place does not take all of it."""
+    def _save_log(self) -> bool:
+        """Identify the crash, and save the log, if it can be read; False if the place does not take all of
+        it."""
         assert self._rung is not None
         with self._stages("kernel-log"), open_vmcore(self._kernel_files.vmcore, self._guard) as source:
             text = self._read_log(source)
@@ -377,7 +390,7 @@ class Capture:
                 self._write_record()
                 return True
             return False
-        return None
+        return True
 
     def _save_newest_lines(self) -> None:
         with self._stages("kernel-log"), open_vmcore(self._kernel_files.vmcore, self._guard) as source:
@@ -434,6 +447,7 @@ class Capture:
             "final-record", self._write_last_record, is_last=True
         ):
             # The target takes nothing any more: production is to learn of the crash all the same.
+            self._rung = None
             self._rung, _ = self._open_fallback("open-fallback")
         self._report()
         if self._rung is not None and self._settings.small_image and self._settings.target_folder:

@@ -26,6 +26,7 @@ from kdump_service.arm.loader import Loader, LoadRequest
 from kdump_service.arm.plan import plan_load, write_capture_settings
 from kdump_service.capture import image
 from kdump_service.capture.action import final_action
+from kdump_service.capture.kernel_log import read_kernel_log
 from kdump_service.capture.pipeline import Capture, Surroundings
 from kdump_service.capture.stages import Interrupted, Stages
 from kdump_service.config import Config
@@ -820,6 +821,50 @@ def test_target_that_does_not_answer_is_gone_without(
     folder = machine.path / "var/lib/kdump-service/crash" / NAME
     assert sorted(path.name for path in folder.iterdir()) == ["dmesg.txt", "record.json"]
     assert DumpRecord.read(folder).panic_message == LOG[1]
+
+
+@pytest.mark.promise("never-hang", "never-lose-the-log")
+@pytest.mark.usefixtures("impatient")
+def test_target_that_stops_to_answer_amid_the_log(
+    machine: MachineRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log goes whole to the other disk, and nobody asks this one again."""
+    _settings(machine, stall_timeout_sec=10)
+    asked: list[str] = []
+    for name in ("discard", "files", "room_bytes"):
+        monkeypatch.setattr(local.LocalPlace, name, lambda self, name=name: asked.append(name))
+    create = local.LocalPlace.create
+
+    def create_or_hang(self: local.LocalPlace, name: str, **how: Any) -> local.LocalUpload:
+        if machine.path / "var/crash" in self._folder.parents:
+            _hang()
+        return create(self, name, **how)
+
+    monkeypatch.setattr(local.LocalPlace, "create", create_or_hang)
+    record = _run(machine)
+    assert [(problem.stage, problem.reason) for problem in record.problems] == [("kernel-log", "stalled")]
+    assert asked == []
+    folder = machine.path / "var/lib/kdump-service/crash" / NAME
+    assert sorted(path.name for path in folder.iterdir()) == ["dmesg.txt", "record.json"]
+    assert DumpRecord.read(folder).panic_message == LOG[1]
+
+
+def test_who_reads_the_log_dies_once(machine: MachineRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    _settings(machine, contents="log")
+
+    def die_once(*arguments: Any) -> Any:
+        if not (machine.path / "died").exists():
+            (machine.path / "died").touch()
+            _die(signal.SIGKILL)()
+        return read_kernel_log(*arguments)
+
+    monkeypatch.setattr("kdump_service.capture.pipeline.read_kernel_log", die_once)
+    record = _run(machine)
+    assert (record.state, record.panic_message) == (DumpState.COMPLETE, LOG[1])
+    assert [(problem.stage, problem.reason) for problem in record.problems] == [
+        ("kernel-log", "worker-failed")
+    ]
+    assert (machine.path / "var/crash" / NAME / "dmesg.txt").exists()
 
 
 @pytest.mark.promise("never-hang", "never-lose-the-log", "incomplete-says-so")

@@ -473,6 +473,11 @@ class Machine:
         self._plugged += ["-blockdev", f"raw,node-name=plugged-image,file.driver=file,file.filename={image}"]
         self._plug("virtio-blk-pci", id="plugged-disk", drive="plugged-image")
 
+    def stop_disk(self) -> None:
+        """Let the disk that was plugged answer no more: a byte a second."""
+        names = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")
+        self.execute("block_set_io_throttle", id="plugged-disk", **dict.fromkeys(names, 0) | {"bps": 1})
+
     def _plug(self, driver: str, **properties: Any) -> None:
         self.execute("device_add", driver=driver, **properties)
         words = [f"{name.replace('_', '-')}={value}" for name, value in properties.items()]

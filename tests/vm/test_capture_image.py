@@ -110,6 +110,30 @@ def test_target_has_no_room_for_the_log(restored: RestoredFactory, second: Path)
     assert list_folder(second, "/dumps") == {}
 
 
+@pytest.mark.promise("never-hang", "never-lose-the-log", "back-soon")
+@pytest.mark.guest(captures=1)
+def test_target_stops_to_answer(restored: RestoredFactory, second: Path) -> None:
+    """Amid the image, for good: the record goes to the other disk, and nothing waits for this one."""
+    with restored(disks=[second]) as machine:
+        dump_to_the_second_disk(machine)
+        settings = b"[Target]\nTarget=/srv/dumps\nStallTimeoutSec=10\n[Dump]\nContents=everything\n"
+        # So slow that it is far from its end.
+        machine.put(CONFIG, settings + b"CompressionLevel=19\n")
+        machine.run("systemctl reload kdump.service && sync")
+        machine.end_at_reset()
+        asked = machine.crash("sysrq")
+        machine.wait_for_console("kdump: Saving: ", since=asked)
+        machine.stop_disk()
+        ended = machine.wait_for_console("kdump: Final action: reboot at once", since=asked)
+        machine.wait_until_off(since=ended.at, timeout_sec=30)
+        [dump] = machine.dumps(FALLBACK)
+        assert dump.record["state"] == "incomplete"
+        assert {problem["reason"] for problem in dump.record["problems"]} == {"stalled"}
+        assert dump.record["panic_message"] == "Kernel panic - not syncing: sysrq triggered crash"
+    [name] = list_folder(second, "/dumps")
+    assert {"dmesg.txt", "record.json"} <= list_folder(second, f"/dumps/{name}").keys()
+
+
 @pytest.mark.promise("image-damaged", "root-serves")
 @pytest.mark.guest(seconds=200)
 @pytest.mark.part("images")

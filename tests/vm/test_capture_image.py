@@ -110,7 +110,7 @@ def test_target_has_no_room_for_the_log(restored: RestoredFactory, second: Path)
     assert list_folder(second, "/dumps") == {}
 
 
-@pytest.mark.promise("never-hang", "never-lose-the-log", "back-soon")
+@pytest.mark.promise("target-stalls", "never-hang", "never-lose-the-log", "back-soon")
 @pytest.mark.guest(captures=1)
 def test_target_stops_to_answer(restored: RestoredFactory, second: Path) -> None:
     """Amid the image, for good: the record goes to the other disk, and nothing waits for this one."""

@@ -11,6 +11,7 @@ length of the whole core: a file that was cut off is recognised, and what it has
 from __future__ import annotations
 
 import hashlib
+import itertools
 import struct
 from array import array
 from bisect import bisect_right
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from kdump_service.dumpfile.elf_writer import ElfFormat, ElfPlan, batches_of, filled_pages
 from kdump_service.dumpfile.formats import DumpWriter, Pass
-from kdump_service.dumpfile.page_codec import EncodedPages, PageKind
+from kdump_service.dumpfile.page_codec import EncodedPages, PageKind, expect_unpacked
 from kdump_service.dumpfile.sink import FilePart, Sink
 from kdump_service.errors import BadVmcore, VerificationFailed
 from kdump_service.pfn import PfnBitmap
@@ -59,6 +60,9 @@ _MOST_FRAMES = 1 << 24
 """16 TiB in frames of 1 MiB. The index takes 24 bytes for each."""
 _CACHE_BYTES = 16 << 20
 
+_ENCODED = itertools.count()
+_SAMPLED = 16
+
 _HINT = "Unpack it with lz4 -d first."
 
 
@@ -77,15 +81,26 @@ def _frame(data: memoryview | bytes, level: int = 0) -> bytes:
     return result
 
 
+def _unpacked_frame(frame: bytes) -> bytes:
+    try:
+        content: bytes = lz4.frame.decompress(frame)
+    except RuntimeError as error:
+        raise BadVmcore(f"a frame is damaged: {error}") from error
+    return content
+
+
 def encode_lz4_frame(
     pages: memoryview, page_bytes: int, lost: NDArray[np.bool_], target: memoryview, level: int = 0
 ) -> EncodedPages:
     """Put one frame with all of the pages into ``target``, which has room for them and 64 bytes more.
 
-    What a single page takes is not known: the frame's length is spread over those that are not zero.
+    What a single page takes is not known: the frame's length is spread over those that are not zero. One
+    frame in 16 is unpacked from there, and compared. Raises VerificationFailed if it is not the same.
     """
     frame = _frame(pages, level)
     target[: len(frame)] = frame
+    if next(_ENCODED) % _SAMPLED == 0:
+        expect_unpacked(_unpacked_frame, bytes(target[: len(frame)]), pages)
     kinds = np.where(filled_pages(pages, page_bytes), PageKind.COMPRESSED, PageKind.ZERO).astype(np.uint8)
     kinds[lost] = PageKind.LOST
     bearers = np.flatnonzero(kinds == PageKind.COMPRESSED)

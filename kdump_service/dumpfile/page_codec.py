@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from enum import IntEnum
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdump_service.dump_options import COMPRESSION_LEVELS
-from kdump_service.errors import BadVmcore
+from kdump_service.errors import BadVmcore, VerificationFailed
 
 __all__ = [
     "FILL",
@@ -22,6 +23,7 @@ __all__ = [
     "PageKind",
     "decompressor",
     "encode_pages",
+    "expect_unpacked",
     "page_codec",
 ]
 
@@ -55,6 +57,9 @@ class PageCodec(NamedTuple):
     flag: int
     compress: _Compress | None
     """None: pages are stored as they are."""
+
+
+_FAULTY = "Try another Compression=; a processor that computes wrongly shows so, too."
 
 
 def page_codec(name: str, level: int | None = None) -> PageCodec:
@@ -121,7 +126,8 @@ def encode_pages(
 ) -> EncodedPages:
     """Compress pages one by one into ``target``, which is as long as they are.
 
-    A page that does not shrink is stored as it is, so the target always suffices.
+    A page that does not shrink is stored as it is, so the target always suffices. One of those that shrank is
+    unpacked from there, and compared. Raises VerificationFailed if it is not the same.
     """
     words = np.frombuffer(pages, np.uint64).reshape(-1, page_bytes // 8)
     filled = np.bitwise_or.reduce(words, axis=1) != 0
@@ -143,7 +149,29 @@ def encode_pages(
             parts[number] = pages[index * page_bytes : (index + 1) * page_bytes]
     data = b"".join(parts)
     target[: len(data)] = data
+    compressed = np.flatnonzero(kinds == PageKind.COMPRESSED)
+    if len(compressed):
+        index = int(compressed[len(compressed) // 2])
+        start = int(sizes[:index].sum())
+        stored = bytes(target[start : start + int(sizes[index])])
+        expect_unpacked(_unpacker(codec.flag, page_bytes), stored, pages[index * page_bytes :][:page_bytes])
     return EncodedPages(kinds, sizes)
+
+
+def expect_unpacked(unpack: Callable[[bytes], bytes], stored: bytes, content: memoryview) -> None:
+    """Raise VerificationFailed if what is stored does not unpack to the content: a fault of the library or
+    of the processor."""
+    try:
+        same = unpack(stored) == content
+    except BadVmcore as error:
+        raise VerificationFailed(f"what was compressed cannot be unpacked: {error}", _FAULTY) from error
+    if not same:
+        raise VerificationFailed("what was compressed is not what is unpacked", _FAULTY)
+
+
+@functools.lru_cache(maxsize=4)
+def _unpacker(flag: int, page_bytes: int) -> Callable[[bytes], bytes]:
+    return decompressor(flag, page_bytes)
 
 
 def decompressor(flag: int, page_bytes: int) -> Callable[[bytes], bytes]:

@@ -57,7 +57,9 @@ def _machine(architecture: X86_64 | Aarch64 | None = None) -> Machine:
 
 @pytest.fixture(scope="module")
 def machine() -> Machine:
-    return _machine()
+    made = _machine()
+    _survey(made)  # page tables are made when they are asked for
+    return made
 
 
 def _content(machine: Machine, pfn: int) -> bytes:

@@ -67,6 +67,8 @@ STATUS = f"busctl call -j {SERVICE} org.freedesktop.DBus.Properties GetAll s org
 is five seconds of work."""
 CHUNK = 256 << 10  # bytes of a file per message
 BOOT_SEC = 600.0  # twenty times what a boot takes under emulation on two idle cores; others may be at work
+# Of block_set_io_throttle, whose names have underscores.
+_RATES = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")
 WAIT_SEC = 360.0
 RESETS = ("guest-reset", "host-qmp-system-reset")  # ShutdownCause of QEMU's QMP reference
 GRACE_SEC = 15.0  # how much longer than the guest's own limit the host waits for an answer
@@ -475,11 +477,7 @@ class Machine:
 
     def stop_disk(self) -> None:
         """Let the disk that was plugged answer no more: a byte a second."""
-        # This command is one of those whose arguments have underscores: so it goes by the monitor for people.
-        command = "block_set_io_throttle plugged-disk 1 0 0 0 0 0"
-        said = self.execute("human-monitor-command", command_line=command)
-        if said:
-            raise MachineLost(f"QEMU refused {command}: {said}")
+        self.execute("block_set_io_throttle", id="plugged-disk", **dict.fromkeys(_RATES, 0) | {"bps": 1})
 
     def _plug(self, driver: str, **properties: Any) -> None:
         self.execute("device_add", driver=driver, **properties)
@@ -500,7 +498,9 @@ class Machine:
         """Have QEMU's monitor carry out a command (QEMU QMP Reference Manual); answers with what it returns.
         Underscores of names stand for hyphens."""
         number = next(self._ids)
-        given = {name.replace("_", "-"): value for name, value in arguments.items()}
+        given = {
+            name if name in _RATES else name.replace("_", "-"): value for name, value in arguments.items()
+        }
         self._qmp.send({"execute": command, "arguments": given, "id": number})
         answer = self._wait(
             lambda: self._qmp_answers.pop(number, None), timeout_sec, f"QEMU's answer to {command}"

@@ -477,7 +477,8 @@ class Machine:
 
     def stop_disk(self) -> None:
         """Let the disk that was plugged answer no more: a byte a second."""
-        self.execute("block_set_io_throttle", id="plugged-disk", **dict.fromkeys(_RATES, 0) | {"bps": 1})
+        device = "/machine/peripheral/plugged-disk/virtio-backend"
+        self.execute("block_set_io_throttle", id=device, **dict.fromkeys(_RATES, 0) | {"bps": 1})
 
     def _plug(self, driver: str, **properties: Any) -> None:
         self.execute("device_add", driver=driver, **properties)

